@@ -1,0 +1,42 @@
+# The one list of verbs, for people and for CI.
+PY := .venv/bin/python
+.PHONY: help setup gen fmt lint type test test-unit test-root demo bench clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup:           ## install what is needed; leaves .venv/bin/ambit
+	@scripts/setup.sh
+
+gen:             ## regenerate mesh/pb from its .proto files
+	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mesh/pb/*.proto
+	$(PY) -m grpc_tools.protoc -I. --grpc_python_out=. mesh/pb/citadel.proto
+
+fmt:             ## format
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix -q .
+
+lint: setup      ## ruff, mypy strict, import-linter
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports --no-cache
+
+test-unit: setup ## everything that needs no root
+	$(PY) -m pytest tests -m "not root" -q
+
+test-root: setup ## everything in namespaces, with root
+	$(PY) -m pytest tests -m root -q
+
+test: setup      ## lint, unit and root tests
+	$(MAKE) --no-print-directory lint test-unit test-root
+
+demo: setup      ## a mesh you can watch work (KEEP=1 leaves it up)
+	@.venv/bin/ambit demo $(if $(KEEP),--keep)
+
+bench: setup     ## all rows of the benchmark; writes bench/results.json
+	$(PY) -m bench all
+
+clean:           ## remove labs and build products
+	-.venv/bin/ambit lab down --all
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The byte path: compiled by mypyc where a compiler is there, the same source where not."""
