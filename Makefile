@@ -21,6 +21,7 @@ lint: setup      ## ruff, mypy strict, import-linter
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports --no-cache
+	$(PY) scripts/check_sizes.py
 
 test-unit: setup ## everything that needs no root
 	$(PY) -m pytest tests -m "not root" -q
