@@ -127,7 +127,7 @@ def normalise(obj: dict[str, Any]) -> Key:
         ):
             raise BadInput(f"{key}: metadata.{field} must map text to text (quote the values)")
     for field in ("spec", "status"):
-        if not isinstance(obj.get(field) or {}, dict):
+        if not isinstance(obj.get(field, {}), dict | None):
             raise BadInput(f"{key}: {field} must be a mapping")
     if key.namespace:
         metadata["namespace"] = key.namespace

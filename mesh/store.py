@@ -248,8 +248,8 @@ class FolderStore:
         """Take one object out of a file; other documents keep their text, comments and age."""
         path = self.root / file
         cached = self._cache.files[file]
-        self._cache.forget(file, key)
-        del cached.objects[key]  # where it is only kept from before a typo, this is all there is
+        # Where it is only kept from before a typo, this is all there is to do.
+        self._cache.drop(file, key)
         if not cached.objects and not cached.problems:
             path.unlink(missing_ok=True)
             return

@@ -259,13 +259,18 @@ class Cache:
             new_keys = set(self.files[name].objects)
         old_keys = set(old.objects) if old else set()
         for key in old_keys - new_keys:
-            self.forget(name, key)
+            self._forget(name, key)
         for key in new_keys:
             self._holders.setdefault(key, set()).add(name)
         return old_keys | new_keys
 
-    def forget(self, name: str, key: Key) -> None:
-        """Drop the copy of an object that a file held."""
+    def drop(self, name: str, key: Key) -> None:
+        """Forget the copy of an object that a file holds, ahead of the file's being rewritten."""
+        del self.files[name].objects[key]
+        self._forget(name, key)
+        self._merge_key(key)
+
+    def _forget(self, name: str, key: Key) -> None:
         holders = self._holders.get(key, set())
         holders.discard(name)
         if not holders:

@@ -50,7 +50,7 @@ def test_pod_label_beats_namespace_label(own: str | None, namespace: Any, expect
     ],
 )
 def test_never_enrolled(excluded: dict[str, Any]) -> None:
-    """Host network, finished pods, system namespaces and sidecar pods stay out, whatever says so."""
+    """Host network, finished pods, system namespaces and sidecar pods are out in any case."""
     assert wants(excluded, AMBIENT) is False
 
 
