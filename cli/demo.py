@@ -1,0 +1,281 @@
+"""`ambit demo`: a mesh carrying traffic, each step shown with the command behind it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lab import Lab
+from mesh.errors import MeshError
+from mesh.ports import ANNOTATION_REDIRECTION, ZTUNNEL_METRICS
+
+EXAMPLES = Path(__file__).parent.parent / "lab" / "examples"
+NAME = "demo"
+BODY = "teapot"  # a product name in the catalog's answers: plaintext would show it on the wire
+
+_BOLD, _DIM, _GREEN, _RED, _OFF = (
+    ("\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m")
+    if sys.stdout.isatty()
+    else ("", "", "", "", "")
+)
+
+
+class DemoFailed(MeshError):
+    """A step did not show what it promised; the message says what was seen instead."""
+
+
+def say(text: str = "") -> None:
+    """Print one line at once."""
+    print(text, flush=True)
+
+
+def step(number: int, title: str, command: str) -> None:
+    """Head a step, with the command a reader can type for the same."""
+    say(f"\n{_BOLD}{number}. {title}{_OFF}")
+    say(f"{_DIM}   $ {command}{_OFF}")
+
+
+def good(text: str) -> None:
+    """Print a fact that was checked."""
+    say(f"   {_GREEN}✓{_OFF} {text}")
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print aligned columns."""
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    for r in [head, *rows]:
+        say("   " + "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip())
+
+
+def wait(what: str, ready: Callable[[], Any], seconds: float = 10) -> Any:
+    """Poll until ready() is true; its value, or DemoFailed naming what never came."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = ready()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise DemoFailed(f"{what}: not seen within {seconds:.0f} s")
+        time.sleep(0.2)
+
+
+class Demo:
+    """The steps, in the order they are shown, over one lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+
+    def pod(self, app: str) -> str:
+        """NS/POD of the running pod with this app label."""
+        for p in self.lab.pods():
+            if p["metadata"].get("labels", {}).get("app") == app:
+                return f"{p['metadata']['namespace']}/{p['metadata']['name']}"
+        raise DemoFailed(f"no pod with label app={app}")
+
+    def get(self, app: str, url: str) -> subprocess.CompletedProcess[str]:
+        """curl from a pod."""
+        return self.lab.exec(self.pod(app), ["curl", "-sS", "-m", "5", url])
+
+    def enrolment(self) -> None:
+        """Each pod's proof."""
+        step(
+            1,
+            "Every pod of the labelled namespace is captured, and it is proved",
+            f"ambit lab get pods -A --name {NAME}",
+        )
+        rows = []
+        for p in self.lab.pods():
+            meta, proof = p["metadata"], ""
+            for c in p.get("status", {}).get("conditions", []):
+                if c["type"] == "ambit.io/Captured":
+                    proof = c.get("message") or c.get("reason", "")
+            rows.append(
+                (
+                    f"{meta['namespace']}/{meta['name']}",
+                    p["spec"]["nodeName"],
+                    p["status"]["podIP"],
+                    meta.get("annotations", {}).get(ANNOTATION_REDIRECTION, "-"),
+                    proof[:70],
+                )
+            )
+        table(("POD", "NODE", "IP", "REDIRECTION", "PROOF"), sorted(rows))
+        captured = sum(r[3] == "enabled" for r in rows)
+        if not captured:
+            raise DemoFailed("no pod is captured; see `ambit status`")
+        good(f"{captured} pods captured and proved; the unlabelled namespace is left alone")
+
+    def traffic(self) -> None:
+        """Who talks to whom, from the access log."""
+        step(
+            2,
+            "Real traffic: who talks to whom, as which identity, over which path",
+            f"ambit lab logs ztunnel/node1 --name {NAME}",
+        )
+        for _ in range(5):
+            done = self.get("frontend", "http://localhost:8080/")
+            if done.returncode:
+                raise DemoFailed(f"the shop's front page failed: {done.stderr.strip()}")
+        say(f"   front page: {done.stdout.strip()[:110]}")
+        time.sleep(0.6)
+        seen: Counter[tuple[str, ...]] = Counter()
+        for node in ("node1", "node2"):
+            for text in self.lab.logs(f"ztunnel/{node}").splitlines():
+                f = dict(re.findall(r'([a-z_.]+)="?([^" ]*)"?', text))
+                if f.get("direction") != "outbound" or "error" in f:
+                    continue
+                who = f.get("src.identity", "?").removeprefix("spiffe://cluster.local/")
+                whom = f.get("dst.identity", "plaintext").removeprefix("spiffe://cluster.local/")
+                path = f"HBONE to {f['dst.hbone_addr']}" if f.get("dst.hbone_addr") else "plain TCP"
+                seen[(who, whom, path)] += 1
+        rows = [(*k, str(n)) for k, n in sorted(seen.items())]
+        table(("FROM", "TO", "PATH", "CONNECTIONS"), rows)
+        if not any("HBONE" in r[2] for r in rows):
+            raise DemoFailed("no connection took the tunnel")
+        good("both ends are named by their certificates, not by their addresses")
+
+    def wire(self) -> None:
+        """What a capture between the nodes shows."""
+        args = ["-nn", "-A", "-s0", "-i", "eth0", "tcp and net 10.244.0.0/16"]
+        step(
+            3,
+            "On the wire between the nodes",
+            f"ambit lab capture node1 --name {NAME} -- {' '.join(args[:-1])} '{args[-1]}'",
+        )
+        capture = self.lab.capture("node1", args)
+        for _ in range(5):
+            self.get("frontend", "http://localhost:8080/")
+        time.sleep(0.5)
+        capture.terminate()
+        text = capture.communicate(timeout=10)[0]
+        ports = Counter(
+            p
+            for a, b in re.findall(r"10\.244\.\d+\.\d+\.(\d+) > 10\.244\.\d+\.\d+\.(\d+):", text)
+            for p in [b if b == "15008" else a]
+        )
+        for line in [x for x in text.splitlines() if " > " in x][:4]:
+            say("   " + line[:110])
+        if set(ports) != {"15008"} or BODY in text or "HTTP/1" in text:
+            raise DemoFailed(f"plaintext or another port on the wire: {dict(ports)}")
+        good(
+            f"{sum(ports.values())} packets between pods, all TLS on 15008; nothing readable"
+        )
+
+    def policy(self) -> None:
+        """One caller denied, the others not."""
+        file = EXAMPLES / "policy-deny-cart.yaml"
+        step(
+            4,
+            "A policy denies one caller; the others pass",
+            f"ambit lab apply -f {file.relative_to(EXAMPLES.parent.parent)} --name {NAME}",
+        )
+        self.lab.apply([file])
+        start = time.monotonic()
+        wait("the denial", lambda: self.get("cart", "http://catalog:8080/").returncode, 5)
+        good(f"cart -> catalog refused {time.monotonic() - start:.2f} s after apply")
+        done = self.get("frontend", "http://catalog:8080/")
+        if done.returncode:
+            raise DemoFailed(f"frontend -> catalog should pass: {done.stderr.strip()}")
+        good("frontend -> catalog still passes")
+        time.sleep(0.6)
+        for node in ("node1", "node2"):
+            for text in self.lab.logs(f"ztunnel/{node}").splitlines():
+                if "inbound" in text and "policy" in text and "error=" in text:
+                    say(f"   {node}: {text[:240]}")
+                    break
+        self.lab.delete([file])
+        wait(
+            "the caller let in again",
+            lambda: not self.get("cart", "http://catalog:8080/").returncode,
+            5,
+        )
+        good("policy deleted: cart -> catalog passes again")
+
+    def metrics(self) -> None:
+        """Counters under Istio's names."""
+        step(
+            5,
+            "Live metrics, with the names dashboards know",
+            "curl localhost:15020/metrics   # on a node",
+        )
+        rows = []
+        for node in ("node1", "node2"):
+            for text in self.lab.fetch(node, ZTUNNEL_METRICS, "/metrics").splitlines():
+                m = re.match(
+                    r"(istio_tcp_(?:connections_opened|sent_bytes)_total)\{(.*)\} (\S+)", text
+                )
+                if m is None:
+                    continue
+                label = dict(re.findall(r'(\w+)="([^"]*)"', m[2]))
+                if label["reporter"] == "source":
+                    pair = f"{label['source_workload']} -> {label['destination_workload']}"
+                    rows.append(
+                        (
+                            node,
+                            pair,
+                            m[1],
+                            f"{float(m[3]):.0f}",
+                            label["connection_security_policy"],
+                        )
+                    )
+        table(("NODE", "FROM -> TO", "METRIC", "VALUE", "SECURITY"), sorted(rows)[:14])
+        if not rows:
+            raise DemoFailed("no istio_tcp_ series")
+        good(f"{len(rows)} series")
+
+    def run(self) -> None:
+        """All steps."""
+        self.enrolment()
+        self.traffic()
+        self.wire()
+        self.policy()
+        self.metrics()
+
+
+def main(args: argparse.Namespace) -> int:
+    """Bring the lab up, show the steps, take it down (or leave it with --keep)."""
+    began = time.monotonic()
+    say(f"{_BOLD}0. A lab of two nodes with a small shop{_OFF}")
+    say(f"{_DIM}   $ ambit lab up lab/examples/shop.yaml --name {NAME}{_OFF}")
+    lab = Lab(NAME)
+    failed = False
+    try:
+        lab.up([EXAMPLES / "shop.yaml"], replace=True)
+        good(f"up in {time.monotonic() - began:.1f} s")
+        Demo(lab).run()
+    except (MeshError, subprocess.SubprocessError, OSError) as e:
+        failed = True
+        say(f"\n{_RED}demo: {e}{_OFF}")
+        say(f"      look inside with: ambit status --name {NAME}")
+    except KeyboardInterrupt:
+        say("\ninterrupted")
+        failed = True
+    finally:
+        if args.keep:
+            say(f"\nThe lab stays up. Try:\n   .venv/bin/ambit status --name {NAME}")
+            say(f"   .venv/bin/ambit ztunnel connections --name {NAME}")
+            say(
+                f"   .venv/bin/ambit lab exec {NAMES_HINT} --name {NAME} -- curl -s http://catalog:8080/"
+            )
+            say(f"   .venv/bin/ambit lab down --name {NAME}")
+        else:
+            lab.down()
+    if not failed:
+        say(f"\n{_BOLD}Done in {time.monotonic() - began:.0f} s.{_OFF}")
+    return 1 if failed else 0
+
+
+NAMES_HINT = "shop/<pod>"
+
+
+def register(subparsers: Any) -> None:
+    """Add `ambit demo`."""
+    p = subparsers.add_parser("demo", help="a mesh you can watch work", description=__doc__)
+    p.add_argument("--keep", action="store_true", help="leave the lab up")
+    p.set_defaults(run=main)
