@@ -8,7 +8,7 @@ say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 PACKAGES=(python3-venv python3-dev python3-bpfcc libbpf1 linux-headers-amd64 nftables iproute2
-          tcpdump iperf3 wrk curl nghttp2-client dnsmasq-base ethtool procps gcc libc6-dev)
+          tcpdump iperf3 wrk nginx-light curl nghttp2-client dnsmasq-base ethtool procps gcc libc6-dev)
 
 missing=()
 for p in "${PACKAGES[@]}"; do
@@ -17,6 +17,11 @@ done
 if ((${#missing[@]})); then
     [ "$(id -u)" = 0 ] || fail "not root, and these packages are missing: ${missing[*]}"
     say "system packages: ${missing[*]}"
+    # Debian starts a package's service while installing it (nginx on port 80); none is wanted here.
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        install -m 755 /dev/stdin /usr/sbin/policy-rc.d <<<$'#!/bin/sh\nexit 101'
+    fi
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi

@@ -1,0 +1,131 @@
+"""Where an operator's view gets its facts: the nodes of a mesh, their admin pages, its objects.
+
+A lab's nodes are network namespaces of this machine; a page is fetched by a thread that enters
+the node's namespace, because the admin port listens on the node's loopback only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from mesh.errors import MeshError, NotFound
+from mesh.store import FolderStore
+
+T = TypeVar("T")
+
+LABS: Final = Path("/run/ambit/lab")
+NAMESPACES: Final = Path("/run/netns")
+_CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
+_MAX_PAGE: Final = 64 << 20  # a dump of 10,000 workloads is about 10 MiB
+
+
+class Unreachable(MeshError):
+    """A page could not be fetched; the message names the place, the port and the cause."""
+
+
+class Target(Protocol):
+    """A running mesh, wherever it runs."""
+
+    def nodes(self) -> list[str]:
+        """Names of the nodes, sorted."""
+        ...
+
+    def fetch(self, node: str, port: int, path: str, method: str = "GET") -> bytes:
+        """Fetch a page from a node's loopback; raises Unreachable."""
+        ...
+
+    def fetch_control_plane(self, port: int, path: str) -> bytes:
+        """Fetch a page of the control plane; raises Unreachable."""
+        ...
+
+    def objects(self, kind: str) -> list[dict[str, Any]]:
+        """Kubernetes objects of a kind, with their status."""
+        ...
+
+
+class LabTarget:
+    """A lab on this machine; needs root, as the lab did."""
+
+    def __init__(self, name: str = "default", labs: Path = LABS) -> None:
+        """Find the lab; raises NotFound."""
+        self._name = name
+        self._state = labs / name
+        if not self._state.is_dir():
+            others = sorted(p.name for p in labs.iterdir()) if labs.is_dir() else []
+            there = f"there are: {', '.join(others)}" if others else "there is none"
+            raise NotFound(f"no lab named {name!r} ({there}); start one with: ambit lab up FILE...")
+
+    def nodes(self) -> list[str]:
+        """Names of the nodes, sorted."""
+        folder = self._state / "nodes"
+        return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+
+    def fetch(self, node: str, port: int, path: str, method: str = "GET") -> bytes:
+        """Fetch a page from a node's loopback; raises Unreachable."""
+        return self._fetch(f"node {node}", f"ambit-{self._name}-n-{node}", port, path, method)
+
+    def fetch_control_plane(self, port: int, path: str) -> bytes:
+        """Fetch a page of the control plane; raises Unreachable."""
+        return self._fetch("control plane", f"ambit-{self._name}-cp", port, path, "GET")
+
+    def objects(self, kind: str) -> list[dict[str, Any]]:
+        """Kubernetes objects of a kind, with their status."""
+        return FolderStore(self._state / "objects").list(kind)
+
+    def _fetch(self, what: str, netns: str, port: int, path: str, method: str) -> bytes:
+        try:
+            return in_namespace(NAMESPACES / netns, lambda: get_page(port, path, method))
+        except PermissionError as e:
+            raise Unreachable(f"{what}: {e.strerror}: run as root to look into a lab") from e
+        except (OSError, http.client.HTTPException) as e:
+            raise Unreachable(f"{what}, port {port}: {e}") from e
+
+
+def in_namespace(netns: Path, work: Callable[[], T]) -> T:
+    """Run `work` in a thread that has entered a network namespace; its exceptions pass through."""
+    done: list[T] = []
+    failed: list[Exception] = []
+
+    def enter_and_work() -> None:
+        try:
+            fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code), str(netns))
+            finally:
+                os.close(fd)
+            done.append(work())
+        except Exception as e:
+            failed.append(e)
+
+    # setns(2) moves one thread: the rest of the process stays where it is.
+    thread = threading.Thread(target=enter_and_work)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def get_page(port: int, path: str, method: str = "GET", timeout: float = 5.0) -> bytes:
+    """Fetch a page from this namespace's loopback; raises OSError, HTTPException, Unreachable."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = answer.read(_MAX_PAGE + 1)
+    finally:
+        connection.close()
+    if answer.status not in (200, 202):
+        text = body[:200].decode(errors="replace").strip()
+        raise Unreachable(f"{path} answered {answer.status}: {text}")
+    if len(body) > _MAX_PAGE:
+        raise Unreachable(f"{path} is longer than {_MAX_PAGE >> 20} MiB")
+    return body
