@@ -7,6 +7,7 @@ items. One broken document does not spoil the others of its file.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -97,29 +98,38 @@ def key_of(obj: Any) -> Key:
     return make_key(obj.get("kind", ""), metadata.get("namespace"), metadata.get("name", ""))
 
 
-def check_values(value: Any, path: str = "", depth: int = 0) -> None:
-    """Raise BadInput unless `value` is plain JSON data of sane depth."""
+def plain(value: Any, path: str = "", depth: int = 0) -> Any:
+    """Copy plain JSON data of sane depth; raises BadInput for anything else.
+
+    Keys that YAML reads as numbers or booleans become text, as Kubernetes does it (portLevelMtls).
+    """
     if depth > MAX_DEPTH:
         raise BadInput(f"{path[:100]}: nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
+        out = {}
         for k, v in value.items():
-            if not isinstance(k, str):
+            if isinstance(k, bool):
+                k = str(k).lower()
+            elif not isinstance(k, str | int | float):
                 raise BadInput(f"{path or 'object'}: key {k!r} is not text (quote it)")
-            if v.__class__ is not str:
-                check_values(v, f"{path}.{k}" if path else k, depth + 1)
-    elif isinstance(value, list):
-        for i, v in enumerate(value):
-            if v.__class__ is not str:
-                check_values(v, f"{path}[{i}]", depth + 1)
-    elif value is not None and not isinstance(value, str | int | float | bool):
-        raise BadInput(f"{path}: a {type(value).__name__} is not plain JSON data")
+            key = str(k)
+            out[key] = v if v.__class__ is str else plain(v, f"{path}.{key}", depth + 1)
+        return out
+    if isinstance(value, list | tuple):
+        return [
+            v if v.__class__ is str else plain(v, f"{path}[{i}]", depth + 1)
+            for i, v in enumerate(value)
+        ]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise BadInput(f"{path.lstrip('.')}: a {type(value).__name__} is not plain JSON data")
 
 
-def normalise(obj: dict[str, Any]) -> Key:
-    """Check one object and fill in metadata.namespace; raises BadInput."""
+def normalise(obj: Any) -> tuple[Key, dict[str, Any]]:
+    """Check one object and return a copy with metadata.namespace filled in; raises BadInput."""
     key = key_of(obj)
-    check_values(obj)
-    metadata = obj["metadata"]
+    new: dict[str, Any] = plain(obj)
+    metadata = new["metadata"]
     for field in ("labels", "annotations"):
         values = metadata.get(field)
         if values is not None and (
@@ -127,13 +137,13 @@ def normalise(obj: dict[str, Any]) -> Key:
         ):
             raise BadInput(f"{key}: metadata.{field} must map text to text (quote the values)")
     for field in ("spec", "status"):
-        if not isinstance(obj.get(field, {}), dict | None):
+        if not isinstance(new.get(field, {}), dict | None):
             raise BadInput(f"{key}: {field} must be a mapping")
     if key.namespace:
         metadata["namespace"] = key.namespace
     else:
         metadata.pop("namespace", None)
-    return key
+    return key, new
 
 
 def split_documents(text: str) -> list[tuple[int, str]]:
@@ -192,10 +202,10 @@ def _parse_document(
     first = before + next((i for i, s in enumerate(lines) if s.split("#")[0].strip()), 0) + 1
     for obj in _items(doc):
         try:
-            key = normalise(obj)
+            key, checked = normalise(obj)
             if key in objects:
                 problems.append(Problem(first, f"{key} is in this file twice: the last one counts"))
-            objects[key] = obj
+            objects[key] = checked
         except (BadInput, RecursionError) as e:
             problems.append(Problem(first, str(e)[:300]))
 

@@ -31,11 +31,11 @@ from typing import Any
 from mesh.errors import BadInput, Unsupported
 from mesh.manifest import (
     Key,
-    check_values,
     dump_manifest,
     make_key,
     normalise,
     parse_manifests,
+    plain,
     split_documents,
 )
 from mesh.store_cache import (
@@ -125,9 +125,7 @@ class FolderStore:
         As with an API server: uid, creationTimestamp and status are kept when the new object has
         none, and generation counts changes of spec.
         """
-        check_values(obj)
-        new: Object = json.loads(json.dumps(obj))  # a copy of our own
-        key = normalise(new)
+        key, new = normalise(obj)
         with self._writing():
             old = self._written(key)
             metadata = new["metadata"]
@@ -180,12 +178,11 @@ class FolderStore:
             if patch is None:
                 path.unlink(missing_ok=True)
                 return known is not None
-            _check_patch(key, patch)
+            wanted = _checked_patch(key, patch)
             base = self._written(key)
             if base is None:
                 return False
             uid = base["metadata"].get("uid")
-            wanted = json.loads(json.dumps(patch))
             if known and known.patch == wanted and known.uid == uid:
                 return False
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,11 +260,12 @@ class FolderStore:
         _write_atomic(path, "---".join(kept), cached.stamp[0])
 
 
-def _check_patch(key: Key, patch: Mapping[str, Any]) -> None:
+def _checked_patch(key: Key, patch: Mapping[str, Any]) -> Object:
     metadata = patch.get("metadata") or {}
     if set(patch) - {"metadata", "status"} or set(metadata) - {"annotations", "labels"}:
         raise BadInput(
             f"{key}: a patch may hold metadata.annotations, metadata.labels and status,"
             f" not {sorted({*patch, *metadata})}"
         )
-    check_values(patch, str(key))
+    checked: Object = plain(patch, str(key))
+    return checked
