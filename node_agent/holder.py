@@ -1,0 +1,109 @@
+"""Keeps file descriptors while the node agent is away. Run as a script: holder.py SOCKET.
+
+A listening socket lives as long as a process holds it. This one holds them across the agent's
+restarts, upgrades and crashes, and does nothing else, so that it never needs one itself: it
+imports five modules of the standard library and none of ours (python -I -S, 3 MB of its own).
+
+Protocol, one datagram each on a unix SOCK_SEQPACKET connection, root only:
+    P key NUL label  + descriptors   put: replaces what was held under the key
+    D key                            drop
+    L                                list: one `K key NUL label` + descriptors for each, then `.`
+    Q                                quit
+Every request but L is answered `.`, or `E text`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import sys
+
+MAX_DATAGRAM = 2048
+MAX_FDS = 16
+MAX_KEYS = 10_000
+
+Held = dict[bytes, tuple[bytes, list[int]]]
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
+
+
+def answer(held: Held, conn: socket.socket, data: bytes, fds: list[int]) -> bool:
+    """Do what one request says; False when it says quit."""
+    verb, rest = data[:2], data[2:]
+    if verb == b"P " and fds and (rest.split(b"\0")[0] in held or len(held) < MAX_KEYS):
+        key, _, label = rest.partition(b"\0")
+        close_all(held.pop(key, (b"", []))[1])
+        held[key] = (label, fds)
+        conn.send(b".")
+        return True
+    close_all(fds)
+    if verb == b"D ":
+        close_all(held.pop(rest, (b"", []))[1])
+        conn.send(b".")
+    elif data == b"L":
+        for key, (label, kept) in held.items():
+            socket.send_fds(conn, [b"K " + key + b"\0" + label], kept)
+        conn.send(b".")
+    elif data == b"Q":
+        conn.send(b".")
+        return False
+    else:
+        conn.send(b"E not a request")
+    return True
+
+
+def serve(listener: socket.socket) -> None:
+    """Serve until told to quit."""
+    held: Held = {}
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is listener:
+                conn, _ = listener.accept()
+                conn.settimeout(5)
+                cred = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                if struct.unpack("3i", cred)[1] == os.geteuid():
+                    selector.register(conn, selectors.EVENT_READ)
+                else:
+                    conn.close()
+                continue
+            assert isinstance(key.fileobj, socket.socket)
+            conn = key.fileobj
+            more = False
+            with contextlib.suppress(OSError):
+                data, fds, _, _ = socket.recv_fds(conn, MAX_DATAGRAM, MAX_FDS)
+                if data and not answer(held, conn, data, fds):
+                    return
+                more = bool(data)
+            if not more:  # the agent went away: what it put stays
+                selector.unregister(conn)
+                conn.close()
+
+
+def main() -> None:
+    """Bind the socket named on the command line and serve it."""
+    path = sys.argv[1]
+    os.umask(0o077)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(8)
+    # Ready: whoever started us waits for this pipe to end.
+    sys.stdout.close()
+    os.close(1)
+    serve(listener)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+if __name__ == "__main__":
+    main()
