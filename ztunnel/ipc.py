@@ -1,8 +1,8 @@
 """What ztunnel's control process and its relay workers say to each other.
 
-One unix SOCK_STREAM pair per worker. A message is a 4-byte big-endian length, then a pickle of one
-of these dataclasses (both ends are our own processes, of the same build, and the pair is
-inherited, never named). File descriptors of a message travel by SCM_RIGHTS with its first byte.
+One unix SOCK_STREAM pair per worker. A message is a pickle of one of these dataclasses (both ends
+are our own processes, of the same build, and the pair is inherited, never named), framed by
+ztunnel.channel. File descriptors of a message travel by SCM_RIGHTS with its first byte.
 Everything a worker decides alone it decides from what it was given here; what it does not know it
 asks, once, and keeps until `Forget`.
 """
