@@ -40,7 +40,9 @@ CLUSTER_SCOPED: Final = frozenset(
 
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label
-_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,251}[A-Za-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdomain
+_RBAC_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:-]{0,251}[A-Za-z0-9])?")  # system:node
+_RBAC = frozenset({"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"})
 # "---" in column 0 always ends a document, even inside a block scalar (YAML 1.1, 9.1.2).
 _MARKER = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 
@@ -78,7 +80,8 @@ def make_key(kind: str, namespace: str | None, name: str) -> Key:
     """Build a checked key; raises BadInput. No namespace means "default" where one is needed."""
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise BadInput(f"kind {kind!r} is not the name of a kind")
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+    form = _RBAC_NAME if kind in _RBAC else _NAME
+    if not isinstance(name, str) or not form.fullmatch(name) or ".." in name:
         raise BadInput(f"{kind}: metadata.name {name!r} is not a valid object name")
     if kind in CLUSTER_SCOPED:
         return Key(kind, "", name)

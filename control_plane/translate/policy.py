@@ -1,0 +1,300 @@
+"""AuthorizationPolicy (security.istio.io/v1) to istio.security.Authorization, for ztunnel.
+
+What L4 cannot know or the author got wrong is read the stricter way and reported:
+ALLOW: a rule with any such attribute is left out. DENY: the attribute is left out of its rule,
+which then denies more; where nothing else is left to constrain the rule, it is not enforced.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from control_plane.translate.findings import (
+    WAYPOINT_ACCEPTED,
+    ZTUNNEL_ACCEPTED,
+    Condition,
+    Findings,
+    mapping,
+    read_selector,
+    sequence,
+    unknown_fields,
+)
+from mesh.model import Action, Authorization, Clause, Match, Rule, Scope, StringMatch
+
+DRY_RUN: Final = "istio.io/dry-run"
+
+_L7_SOURCE: Final = ("requestPrincipals", "remoteIpBlocks", "trustDomains")
+_L7_OPERATION: Final = ("hosts", "methods", "paths")
+_L7_WHEN = re.compile(
+    r"request\.headers\[.+\]|request\.auth\.(principal|audiences|presenter|claims\[.+\])"
+    r"|remote\.ip|connection\.sni|experimental\.envoy\.filters\..+"
+)
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A translated policy: `selector` None means everything in its scope."""
+
+    authorization: Authorization | None
+    selector: Mapping[str, str] | None
+    condition: Condition
+
+
+# ---- values ----------------------------------------------------------------------------------
+
+
+def _string_match(value: str, namespace: str) -> StringMatch:
+    if value == "*":
+        return StringMatch("presence")
+    body = value.strip("*")
+    if "*" in body or (value.startswith("*") and value.endswith("*")):
+        raise ValueError("'*' may only stand alone, at the start or at the end")
+    if value.startswith("*"):
+        return StringMatch("suffix", body)
+    return StringMatch("prefix" if value.endswith("*") else "exact", body)
+
+
+def _principal(value: str, namespace: str) -> StringMatch:
+    # The scheme is not part of a principal; written anyway, its meaning is clear.
+    return _string_match(value.removeprefix("spiffe://"), namespace)
+
+
+def _account(value: str, namespace: str) -> tuple[str, str]:
+    ns, slash, name = value.rpartition("/")
+    account = (ns if slash else namespace, name)
+    if not all(_NAME.fullmatch(part) for part in account):
+        raise ValueError("must be a service account's name or namespace/name, without wildcards")
+    return account
+
+
+def _network(value: str, namespace: str) -> str:
+    return str(ipaddress.ip_network(value, strict=False))
+
+
+def _port(value: str, namespace: str) -> int:
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 65535:
+        raise ValueError("must be a port number, 1 to 65535")
+    return int(value)
+
+
+_Parser = Callable[[str, str], Any]
+# Field of the object: (field of Match, parser). "not" + field negates both.
+_SOURCE: Final[dict[str, tuple[str, _Parser]]] = {
+    "principals": ("principals", _principal),
+    "namespaces": ("namespaces", _string_match),
+    "serviceAccounts": ("service_accounts", _account),
+    "ipBlocks": ("source_ips", _network),
+}
+_OPERATION: Final[dict[str, tuple[str, _Parser]]] = {"ports": ("destination_ports", _port)}
+_WHEN: Final[dict[str, tuple[str, _Parser]]] = {
+    "source.ip": ("source_ips", _network),
+    "source.namespace": ("namespaces", _string_match),
+    "source.principal": ("principals", _principal),
+    "destination.ip": ("destination_ips", _network),
+    "destination.port": ("destination_ports", _port),
+}
+
+
+def _negated(name: str) -> str:
+    return "not" + name[0].upper() + name[1:]
+
+
+def _values(
+    raw: Any, path: str, parse: _Parser, namespace: str, findings: Findings
+) -> tuple[Any, ...]:
+    """Parse a list of values; a bad one is a finding and is left out."""
+    out = []
+    for i, value in enumerate(sequence(raw, path, findings)):
+        text = str(value) if isinstance(value, str | int) else ""
+        try:
+            if not text:
+                raise ValueError("must be text and not empty")
+            out.append(parse(text, namespace))
+        except ValueError as e:
+            findings.invalid.append(f"{path}[{i}]: {value!r}: {e}"[:400])
+    return tuple(out)
+
+
+# ---- rules -----------------------------------------------------------------------------------
+
+
+def _fields(
+    value: Mapping[str, Any],
+    path: str,
+    l4: Mapping[str, tuple[str, _Parser]],
+    l7: tuple[str, ...],
+    namespace: str,
+    findings: Findings,
+) -> Match:
+    """Read a source or an operation."""
+    found = Findings()
+    known = {*l4, *map(_negated, l4), *l7, *map(_negated, l7)}
+    unknown_fields(value, known, path, found)
+    if not any(value.get(name) for name in known) and not found:
+        found.invalid.append(f"{path}: must constrain something")
+    for name in l7:
+        for field in (name, _negated(name)):
+            if value.get(field):
+                found.unsupported.append(f"{path}.{field}")
+    parts: dict[str, tuple[Any, ...]] = {}
+    for name, (target, parse) in l4.items():
+        for field, attribute in ((name, target), (_negated(name), f"not_{target}")):
+            parts[attribute] = _values(value.get(field), f"{path}.{field}", parse, namespace, found)
+    findings.add(found)
+    return Match(**parts)
+
+
+def _when(raw: Any, path: str, namespace: str, findings: Findings) -> Match:
+    found = Findings()
+    condition = mapping(raw, path, found)
+    unknown_fields(condition, ("key", "values", "notValues"), path, found)
+    key = condition.get("key")
+    parts: dict[str, tuple[Any, ...]] = {}
+    if isinstance(key, str) and key in _WHEN:
+        target, parse = _WHEN[key]
+        for field, attribute in (("values", target), ("notValues", f"not_{target}")):
+            parts[attribute] = _values(
+                condition.get(field), f"{path}.{field}", parse, namespace, found
+            )
+        if not any(parts.values()) and not found:
+            found.invalid.append(f"{path}: must have values or notValues")
+    elif isinstance(key, str) and _L7_WHEN.fullmatch(key):
+        found.unsupported.append(f"{path}.key {key}")
+    else:
+        found.invalid.append(f"{path}.key: {key!r} is not an attribute")
+    findings.add(found)
+    return Match(**parts)
+
+
+def _groups(
+    rule: Mapping[str, Any], path: str, namespace: str, findings: Findings
+) -> list[list[Match]]:
+    """Read a rule as groups (AND'ed) of alternatives (OR'ed)."""
+    unknown_fields(rule, ("from", "to", "when"), path, findings)
+    groups = []
+    for field, inner, l4, l7 in (
+        ("to", "operation", _OPERATION, _L7_OPERATION),
+        ("from", "source", _SOURCE, _L7_SOURCE),
+    ):
+        alternatives = []
+        for i, raw in enumerate(sequence(rule.get(field), f"{path}.{field}", findings)):
+            where = f"{path}.{field}[{i}]"
+            entry = mapping(raw, where, findings)
+            unknown_fields(entry, (inner,), where, findings)
+            where += f".{inner}"
+            value = mapping(entry.get(inner), where, findings)
+            alternatives.append(_fields(value, where, l4, l7, namespace, findings))
+        if alternatives:
+            groups.append(alternatives)
+    for i, raw in enumerate(sequence(rule.get("when"), f"{path}.when", findings)):
+        groups.append([_when(raw, f"{path}.when[{i}]", namespace, findings)])
+    return groups
+
+
+def _deny_clauses(groups: list[list[Match]]) -> list[Clause]:
+    """Leave out what was lost, so that the rule denies more, but not everything."""
+    firm: list[Clause] = []
+    weak: list[Clause] = []
+    for alternatives in groups:
+        # An alternative that lost all its constraints is always true, and so is its group.
+        matches = tuple(m for m in alternatives if m != Match())
+        whole = len(matches) == len(alternatives)
+        (firm if whole else weak).append(Clause(matches))
+    return firm or [c for c in weak if c.matches]
+
+
+def _rule(raw: Any, path: str, action: Action, namespace: str, findings: Findings) -> Rule | None:
+    found = Findings()
+    rule = mapping(raw, path, found)
+    groups = _groups(rule, path, namespace, found)
+    clauses = [Clause(tuple(group)) for group in groups]
+    if found:
+        if action is Action.ALLOW:
+            found.consequences.append(f"{path} is left out: less is allowed than asked for")
+            clauses = []
+        else:
+            clauses = _deny_clauses(groups)
+            found.consequences.append(
+                f"{path} is enforced without it: more is denied than asked for"
+                if clauses
+                else f"{path} has nothing else and is NOT enforced"
+            )
+    findings.add(found)
+    return None if found and not clauses else Rule(tuple(clauses))
+
+
+# ---- the policy ------------------------------------------------------------------------------
+
+
+def _dry_run(metadata: Mapping[str, Any], findings: Findings) -> bool:
+    value = (metadata.get("annotations") or {}).get(DRY_RUN)
+    if value not in (None, "true", "false"):
+        findings.invalid.append(
+            f'metadata.annotations[{DRY_RUN}]: {value!r} is neither "true" nor "false"'
+        )
+        findings.consequences.append("the policy is enforced")
+    return bool(value == "true")
+
+
+def _for_waypoints(spec: Mapping[str, Any]) -> Policy:
+    message = (
+        "targetRefs binds this policy to a waypoint, and there is none: it is NOT enforced."
+        " To enforce its L4 part by ztunnel, use selector instead"
+    )
+    if spec.get("selector") is not None:
+        message = f"spec: only one of selector and targetRefs may be set. {message}"
+        return Policy(None, None, Condition(WAYPOINT_ACCEPTED, False, "Invalid", message))
+    return Policy(None, None, Condition(WAYPOINT_ACCEPTED, False, "AncestorNotBound", message))
+
+
+def translate_policy(obj: Mapping[str, Any], root_namespace: str) -> Policy:
+    """Translate one AuthorizationPolicy object."""
+    findings = Findings()
+    metadata = obj["metadata"]
+    namespace, name = metadata["namespace"], metadata["name"]
+    spec = mapping(obj.get("spec"), "spec", findings)
+    if spec.get("targetRefs") or spec.get("targetRef"):
+        return _for_waypoints(spec)
+    text = spec.get("action", "ALLOW")
+    if text not in ("ALLOW", "DENY"):
+        known = text in ("CUSTOM", "AUDIT")
+        message = f"spec.action: {text!r} " + (
+            "needs a waypoint (bind it by targetRefs); ztunnel knows ALLOW and DENY"
+            if known
+            else "is not an action: ALLOW or DENY"
+        )
+        return Policy(
+            None,
+            None,
+            Condition(
+                ZTUNNEL_ACCEPTED,
+                False,
+                "UnsupportedValue" if known else "Invalid",
+                f"{message}: the policy is NOT enforced",
+            ),
+        )
+    action = Action[text]
+    unknown_fields(spec, ("action", "rules", "selector", "targetRefs"), "spec", findings)
+    selector = read_selector(spec, findings)
+    rules = [
+        _rule(raw, f"spec.rules[{i}]", action, namespace, findings)
+        for i, raw in enumerate(sequence(spec.get("rules"), "spec.rules", findings))
+    ]
+    if selector is not None:
+        scope = Scope.WORKLOAD_SELECTOR
+    else:
+        scope = Scope.GLOBAL if namespace == root_namespace else Scope.NAMESPACE
+    authorization = Authorization(
+        name=name,
+        namespace=namespace,
+        scope=scope,
+        action=action,
+        rules=tuple(r for r in rules if r is not None),
+        dry_run=_dry_run(metadata, findings),
+    )
+    return Policy(authorization, selector, findings.condition())
