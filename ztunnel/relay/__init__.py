@@ -1,1 +1,1 @@
-"""The byte path: compiled by mypyc where a compiler is there, the same source where not."""
+"""The relay workers: captured connections in, HBONE or plain TCP out, and back."""
