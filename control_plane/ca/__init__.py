@@ -1,0 +1,1 @@
+"""The certificate authority: a root kept safe, CSRs checked, identities proven, leaves signed."""

@@ -1,0 +1,235 @@
+"""Delta xDS as one connection sees it, without I/O (envoy.service.discovery.v3, the delta variant).
+
+Rule 1: per type at most one response waits for its ACK. What changes meanwhile is not queued: the
+difference between what the client has and the newest snapshot is computed when the answer comes.
+So a slow client costs one dictionary of versions, and skips states in between.
+Rule 2: types are sent in the order of TYPES. While an earlier type has something to say and must
+wait, later ones wait too: a workload never overtakes the policies it names.
+Rule 3: a NACK counts as an answer. What was refused is sent again when it changes, not before.
+Rule 4: every first request of a type and every explicit subscription gets a response, if need be
+an empty one: clients wait for it.
+
+Subscriptions: a first request that names nothing means everything ("wildcard"); naming "*" too;
+subscribing and unsubscribing "*" in the first request means nothing yet (on demand). A name is
+that of a resource, or "network/ip"; a service brings its workloads along, and what was once sent
+is kept up to date. Names that nothing answers to are reported as removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from control_plane.resources import TYPES, Resource, Snapshot
+from mesh.errors import BadInput
+
+MAX_NAMES: Final = 500_000  # subscriptions and known versions of one connection and type
+MAX_NAME: Final = 1024
+_ERROR_TEXT: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What matters of a DeltaDiscoveryRequest."""
+
+    type_url: str
+    subscribe: tuple[str, ...] = ()
+    unsubscribe: tuple[str, ...] = ()
+    initial_versions: Mapping[str, str] = field(default_factory=dict)
+    nonce: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a DeltaDiscoveryResponse is made of."""
+
+    type_url: str
+    nonce: str
+    version: str
+    resources: tuple[Resource, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """The client refused a response: these names were in it."""
+
+    type_url: str
+    names: tuple[str, ...]
+    error: str
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One type of one connection."""
+
+    wildcard: bool = False
+    names: set[str] = field(default_factory=set)  # explicit subscriptions, as asked
+    sent: dict[str, str] = field(default_factory=dict)  # resource name: version the client has
+    waiting: str = ""  # nonce of the response not yet answered
+    last: tuple[str, ...] = ()  # names in it
+    # What the next response must contain besides changes.
+    owed: bool = False
+    repeat: set[str] = field(default_factory=set)  # names to answer even if unchanged
+    seen: int = -1  # version of the snapshot that `sent` is current with
+
+
+class DeltaConnection:
+    """The subscriptions of one stream. Feed it requests and snapshots, send what it returns."""
+
+    def __init__(self) -> None:
+        self._watches: dict[str, _Watch] = {}
+        self._nonce = 0
+        self.nacks: list[Nack] = []  # drained by the caller
+
+    @property
+    def subscriptions(self) -> dict[str, dict[str, object]]:
+        """Describe the state for the debug page."""
+        return {
+            t: {
+                "wildcard": w.wildcard,
+                "subscribed": len(w.names),
+                "sent": len(w.sent),
+                "waiting": bool(w.waiting),
+            }
+            for t, w in self._watches.items()
+        }
+
+    def receive_untrusted(self, request: Request, snapshot: Snapshot) -> list[Response]:
+        """Take one request; returns what to send now. Raises BadInput on a broken protocol."""
+        if request.type_url not in TYPES:
+            raise BadInput(f"type {request.type_url[:200]!r} is not served here")
+        watch = self._watches.get(request.type_url)
+        first = watch is None
+        if watch is None:
+            watch = self._watches[request.type_url] = _Watch(owed=True)
+        self._answer(request, watch)
+        _check_names(request, watch)
+        if first:
+            _start(request, watch)
+        _subscribe(request, watch, first)
+        _unsubscribe(request, watch, snapshot)
+        return self.push(snapshot)
+
+    def push(self, snapshot: Snapshot) -> list[Response]:
+        """Return what this snapshot makes due now."""
+        out = []
+        for type_url in TYPES:
+            watch = self._watches.get(type_url)
+            if watch is None:
+                continue
+            if watch.waiting:
+                if watch.owed or watch.seen != snapshot.version:
+                    break  # rule 2; comes again with the answer
+                continue
+            response = self._due(type_url, watch, snapshot)
+            if response is not None:
+                out.append(response)
+        return out
+
+    def _answer(self, request: Request, watch: _Watch) -> None:
+        """Take the ACK or NACK that a request may carry; a stale nonce answers nothing."""
+        if not request.nonce or request.nonce != watch.waiting:
+            return
+        if request.error:
+            self.nacks.append(Nack(request.type_url, watch.last, request.error[:_ERROR_TEXT]))
+        watch.waiting, watch.last = "", ()
+
+    def _due(self, type_url: str, watch: _Watch, snapshot: Snapshot) -> Response | None:
+        if not watch.owed and watch.seen == snapshot.version:
+            return None
+        here = snapshot.resources[type_url]
+        removed = [name for name in watch.sent if name not in here]
+        for name in removed:
+            del watch.sent[name]
+        repeat: set[str] = set()
+        for asked in watch.repeat:
+            found = snapshot.resolve(type_url, asked)
+            repeat.update(found)
+            if not found:
+                removed.append(asked)
+        due = [
+            here[name]
+            for name in dict.fromkeys(_wanted(type_url, watch, snapshot))
+            if name in repeat or watch.sent.get(name) != here[name].version
+        ]
+        owed, watch.owed, watch.seen = watch.owed, False, snapshot.version
+        watch.repeat.clear()
+        if not due and not removed and not owed:
+            return None
+        for resource in due:
+            watch.sent[resource.name] = resource.version
+        self._nonce += 1
+        watch.waiting = str(self._nonce)
+        watch.last = (*(r.name for r in due), *removed)
+        return Response(
+            type_url,
+            watch.waiting,
+            str(snapshot.version),
+            tuple(due),
+            tuple(dict.fromkeys(removed)),
+        )
+
+
+def _wanted(type_url: str, watch: _Watch, snapshot: Snapshot) -> Iterator[str]:
+    """Names of existing resources that the client should have."""
+    if watch.wildcard:
+        yield from snapshot.resources[type_url]
+        return
+    for name in watch.names:
+        yield from snapshot.resolve(type_url, name)
+    yield from list(watch.sent)
+
+
+def _check_names(request: Request, watch: _Watch) -> None:
+    names = (request.subscribe, request.unsubscribe, request.initial_versions)
+    if any(len(name) > MAX_NAME for group in names for name in group):
+        raise BadInput(f"a resource name is longer than {MAX_NAME} characters")
+    known = len(watch.names) + len(request.subscribe) + len(request.initial_versions)
+    if known > MAX_NAMES:
+        raise BadInput(f"more than {MAX_NAMES} names subscribed on one connection")
+
+
+def _start(request: Request, watch: _Watch) -> None:
+    """Take the first request of a type: what the client kept from an earlier connection."""
+    watch.wildcard = not request.subscribe
+    watch.sent = {name: version for name, version in request.initial_versions.items() if version}
+
+
+def _subscribe(request: Request, watch: _Watch, first: bool) -> None:
+    if "*" in request.subscribe:
+        watch.wildcard = True
+    asked = {name for name in request.subscribe if name != "*"}
+    watch.names |= asked
+    if first and not (watch.wildcard and "*" not in request.unsubscribe):
+        # On demand: names known before are subscriptions. Without a version they were asked for
+        # and not yet answered.
+        watch.names |= set(request.initial_versions)
+        asked |= {name for name, version in request.initial_versions.items() if not version}
+    if asked:
+        watch.repeat |= asked
+        watch.owed = True
+
+
+def _unsubscribe(request: Request, watch: _Watch, snapshot: Snapshot) -> None:
+    if not request.unsubscribe:
+        return
+    gone: set[str] = set()
+    for name in request.unsubscribe:
+        if name == "*":
+            watch.wildcard = False
+        else:
+            watch.names.discard(name)
+            watch.repeat.discard(name)
+            gone.update(snapshot.resolve(request.type_url, name))
+    if gone and not watch.wildcard:
+        kept = set(_resolve_all(request.type_url, watch.names, snapshot))
+        for name in gone - kept:
+            watch.sent.pop(name, None)
+
+
+def _resolve_all(type_url: str, names: Iterable[str], snapshot: Snapshot) -> Iterator[str]:
+    for name in names:
+        yield from snapshot.resolve(type_url, name)

@@ -1,0 +1,105 @@
+"""The loop: objects change, the registry follows, proxies and statuses are told."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from control_plane.metrics import Metrics, short_type
+from control_plane.registry import KINDS, Registry
+from control_plane.status import StatusWriter
+from control_plane.xds import Hub
+from mesh.manifest import Key
+
+log = logging.getLogger(__name__)
+
+# One `apply` of many files is one push, and nobody waits long for it.
+QUIET: Final = 0.02
+LONGEST: Final = 0.05
+_WATCH: Final = 0.5  # seconds a watch blocks at most, so that shutting down is not held up
+
+
+class Source(Protocol):
+    """Where objects come from (mesh.store.FolderStore)."""
+
+    def changes(
+        self, known: Mapping[Key, int]
+    ) -> tuple[dict[Key, tuple[int, dict[str, Any]]], set[Key]]:
+        """Compare with revisions seen before."""
+        ...
+
+    def watch(self, timeout: float) -> bool:
+        """Block until something changed."""
+        ...
+
+    def problems(self) -> list[str]:
+        """List documents that cannot be read."""
+        ...
+
+
+class Engine:
+    """Owns the registry."""
+
+    def __init__(
+        self,
+        source: Source,
+        registry: Registry,
+        hub: Hub,
+        status: StatusWriter,
+        metrics: Metrics,
+    ) -> None:
+        self.registry = registry
+        self.problems: list[str] = []
+        self.synced = False
+        self._source = source
+        self._hub = hub
+        self._status = status
+        self._metrics = metrics
+        self._known: dict[Key, int] = {}
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Follow the source until cancelled."""
+        while True:
+            try:
+                await self.refresh()
+                self.synced = True
+                while not await asyncio.to_thread(self._source.watch, _WATCH):
+                    pass
+                seen = time.monotonic()
+                while time.monotonic() - seen < LONGEST:
+                    if not await asyncio.to_thread(self._source.watch, QUIET):
+                        break
+            except OSError as e:
+                # A folder unreadable or a disk full: say so, serve what is known, try again.
+                log.error("objects: %s; the last state is served", e)
+                await asyncio.sleep(1)
+
+    async def refresh(self) -> None:
+        """Take in whatever changed until now."""
+        async with self._lock:
+            seen = time.monotonic()
+            found, gone = await asyncio.to_thread(self._source.changes, self._known)
+            if not found and not gone and self.synced:
+                return
+            self.problems = await asyncio.to_thread(self._source.problems)
+            self._metrics.problems.set(len(self.problems))
+            self._known.update({key: revision for key, (revision, _) in found.items()})
+            for key in gone:
+                del self._known[key]
+            changed = {key: obj for key, (_, obj) in found.items() if key.kind in KINDS}
+            for key in [*changed, *(k for k in gone if k.kind in KINDS)]:
+                self._metrics.triggers.inc(key.kind.lower())
+            snapshot = self.registry.update(changed, gone)
+            for type_url, resources in snapshot.resources.items():
+                self._metrics.resources.labels(short_type(type_url)).set(len(resources))
+            self._hub.publish(snapshot, seen)
+            now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            conditions = dict(self.registry.conditions)
+            written = await asyncio.to_thread(self._status.write, changed, gone, conditions, now)
+            if written:
+                log.info("status of %d policies written", written)

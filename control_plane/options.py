@@ -1,0 +1,232 @@
+"""The command line of ambit-control-plane."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mesh import __version__
+from mesh.ports import (
+    CLUSTER_DOMAIN,
+    CONTROL_PLANE_METRICS,
+    DEFAULT_CLUSTER_ID,
+    DEFAULT_TRUST_DOMAIN,
+    ROOT_NAMESPACE,
+    TOKEN_AUDIENCE,
+    XDS_CA_TLS,
+)
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DNS_NAME = re.compile(r"(\*\.)?[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything that can be set."""
+
+    objects: Path
+    data: Path
+    listen: tuple[str, int]
+    metrics_listen: tuple[str, int]
+    token_key: Path
+    token_audience: str
+    sans: tuple[str, ...]
+    proxy_accounts: frozenset[str]
+    trust_domain: str
+    cluster_id: str
+    cluster_domain: str
+    root_namespace: str
+    ca_dir: Path | None
+    default_ttl: datetime.timedelta
+    max_ttl: datetime.timedelta
+    log_level: str
+
+
+def _duration(text: str) -> datetime.timedelta:
+    m = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
+    if m is None or int(m[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 24h, 90m or 30s")
+    return datetime.timedelta(seconds=int(m[1]) * _UNITS[m[2] or "s"])
+
+
+def _endpoint(text: str, default_port: int) -> tuple[str, int]:
+    host, port = text, str(default_port)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port
+    elif text.count(":") == 1:
+        host, _, rest = text.partition(":")
+        port = rest or port
+    host = host or "0.0.0.0"
+    try:
+        number = int(port)
+        ipaddress.ip_address(host)
+        if not 0 <= number <= 65535:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not ADDRESS, ADDRESS:PORT, [IPv6]:PORT or :PORT"
+        ) from None
+    return host, number
+
+
+def _listen(text: str) -> tuple[str, int]:
+    return _endpoint(text, XDS_CA_TLS)
+
+
+def _metrics_listen(text: str) -> tuple[str, int]:
+    return _endpoint(text, CONTROL_PLANE_METRICS)
+
+
+def _san(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if not _DNS_NAME.fullmatch(text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither an address nor a DNS name"
+            ) from None
+        return text
+
+
+def _account(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAMESPACE/SERVICEACCOUNT")
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="ambit-control-plane",
+        description="Turns Kubernetes objects into workload xDS for node proxies, signs their"
+        " certificates, and writes what became of policies into their status.",
+    )
+    p.add_argument("--version", action="version", version=__version__)
+    p.add_argument(
+        "--objects", type=Path, required=True, metavar="DIR", help="folder of Kubernetes YAML"
+    )
+    p.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where the root key is kept (0600) and root-cert.pem is written",
+    )
+    p.add_argument(
+        "--token-key",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="PEM public key that service-account tokens are signed with",
+    )
+    p.add_argument(
+        "--token-audience", default=TOKEN_AUDIENCE, metavar="NAME", help="default %(default)s"
+    )
+    p.add_argument(
+        "--listen",
+        type=_listen,
+        default=("0.0.0.0", XDS_CA_TLS),
+        metavar="ADDR[:PORT]",
+        help=f"xDS and CA, gRPC over TLS; default 0.0.0.0:{XDS_CA_TLS}",
+    )
+    p.add_argument(
+        "--metrics-listen",
+        type=_metrics_listen,
+        default=("0.0.0.0", CONTROL_PLANE_METRICS),
+        metavar="ADDR[:PORT]",
+        help="/metrics, /healthz/ready, /debug/registry over plain HTTP;"
+        f" default 0.0.0.0:{CONTROL_PLANE_METRICS}",
+    )
+    p.add_argument(
+        "--san",
+        type=_san,
+        action="append",
+        default=[],
+        metavar="NAME|IP",
+        help=f"another name of this server in its certificate, beside istiod.{ROOT_NAMESPACE}.svc"
+        " and the listen address; may be repeated",
+    )
+    p.add_argument(
+        "--proxy-account",
+        type=_account,
+        action="append",
+        default=[],
+        metavar="NS/SA",
+        help="service account of the node proxies: may use xDS, and may ask for the identities of"
+        f" its own node; may be repeated, default {ROOT_NAMESPACE}/ztunnel",
+    )
+    p.add_argument(
+        "--trust-domain", default=DEFAULT_TRUST_DOMAIN, metavar="NAME", help="default %(default)s"
+    )
+    p.add_argument(
+        "--cluster-id", default=DEFAULT_CLUSTER_ID, metavar="NAME", help="default %(default)s"
+    )
+    p.add_argument(
+        "--cluster-domain", default=CLUSTER_DOMAIN, metavar="NAME", help="default %(default)s"
+    )
+    p.add_argument(
+        "--root-namespace",
+        default=ROOT_NAMESPACE,
+        metavar="NS",
+        help="policies in it apply to the whole mesh; default %(default)s",
+    )
+    p.add_argument(
+        "--ca-dir",
+        type=Path,
+        metavar="DIR",
+        help="sign with your own CA: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem;"
+        " default: a self-signed root made in --data",
+    )
+    p.add_argument(
+        "--default-cert-ttl",
+        type=_duration,
+        default=datetime.timedelta(hours=24),
+        metavar="24h",
+        help="life of a workload certificate that is asked for without one",
+    )
+    p.add_argument(
+        "--max-cert-ttl",
+        type=_duration,
+        default=datetime.timedelta(hours=24),
+        metavar="24h",
+        help="longest life of a workload certificate",
+    )
+    p.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="default %(default)s",
+    )
+    return p
+
+
+def parse_options(argv: Sequence[str] | None = None) -> Options:
+    """Read the command line; exits with a usage message when it is wrong."""
+    a = _parser().parse_args(argv)
+    sans = [f"istiod.{a.root_namespace}.svc", *a.san]
+    if not ipaddress.ip_address(a.listen[0]).is_unspecified:
+        sans.append(a.listen[0])
+    return Options(
+        objects=a.objects,
+        data=a.data,
+        listen=a.listen,
+        metrics_listen=a.metrics_listen,
+        token_key=a.token_key,
+        token_audience=a.token_audience,
+        sans=tuple(sans),
+        proxy_accounts=frozenset(a.proxy_account or [f"{a.root_namespace}/ztunnel"]),
+        trust_domain=a.trust_domain,
+        cluster_id=a.cluster_id,
+        cluster_domain=a.cluster_domain,
+        root_namespace=a.root_namespace,
+        ca_dir=a.ca_dir,
+        default_ttl=a.default_cert_ttl,
+        max_ttl=a.max_cert_ttl,
+        log_level=a.log_level,
+    )

@@ -1,0 +1,94 @@
+"""Status conditions: what became of a policy, written where its author looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from control_plane.translate.findings import WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED, Condition
+from mesh.manifest import Key
+
+MANAGER: Final = "control-plane"
+_OURS: Final = frozenset({ZTUNNEL_ACCEPTED, WAYPOINT_ACCEPTED})
+
+
+class StatusStore(Protocol):
+    """Where status is written (mesh.store.FolderStore)."""
+
+    def patch(
+        self,
+        kind: str,
+        namespace: str | None,
+        name: str,
+        manager: str,
+        patch: Mapping[str, Any] | None,
+    ) -> bool:
+        """Replace what a manager says about an object."""
+        ...
+
+
+def make_condition(obj: Mapping[str, Any], condition: Condition, now: str) -> dict[str, Any]:
+    """Build the condition as an API object; its transition time changes with its status only."""
+    existing = (obj.get("status") or {}).get("conditions")
+    old = next(
+        (
+            c
+            for c in (existing if isinstance(existing, list) else [])
+            if isinstance(c, dict) and c.get("type") == condition.type
+        ),
+        {},
+    )
+    status = str(condition.status)
+    since = old.get("lastTransitionTime") if old.get("status") == status else None
+    out = {
+        "type": condition.type,
+        "status": status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastTransitionTime": since or now,
+    }
+    generation = obj["metadata"].get("generation")
+    if isinstance(generation, int):
+        out["observedGeneration"] = generation
+    return out
+
+
+def is_current(obj: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Say whether the object carries this condition already, and no other one of ours."""
+    existing = (obj.get("status") or {}).get("conditions")
+    ours = [
+        c
+        for c in (existing if isinstance(existing, list) else [])
+        if isinstance(c, dict) and c.get("type") in _OURS
+    ]
+    return ours == [wanted]
+
+
+class StatusWriter:
+    """Keeps the conditions of policies current; writes nothing that is there already."""
+
+    def __init__(self, store: StatusStore) -> None:
+        self._store = store
+        self._objects: dict[Key, Mapping[str, Any]] = {}
+
+    def write(
+        self,
+        changed: Mapping[Key, Mapping[str, Any]],
+        gone: set[Key],
+        conditions: Mapping[Key, Condition],
+        now: str,
+    ) -> int:
+        """Write what differs; returns how many objects were written."""
+        self._objects.update({k: o for k, o in changed.items() if k in conditions})
+        for key in [k for k in self._objects if k in gone or k not in conditions]:
+            del self._objects[key]
+        written = 0
+        for key, condition in conditions.items():
+            obj = self._objects.get(key)
+            if obj is None:
+                continue
+            wanted = make_condition(obj, condition, now)
+            if not is_current(obj, wanted):
+                patch = {"status": {"conditions": [wanted]}}
+                written += self._store.patch(*key, MANAGER, patch)
+        return written
