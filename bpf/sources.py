@@ -1,0 +1,60 @@
+"""The C text that bcc compiles: headers and hooks, in order, as one file.
+
+bcc rewrites map accesses only in the main file, so includes are joined here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+HEADERS: Final = ("structs.h", "maps.h", "helpers.h")
+SOURCES: Final = ("connect.c", "names.c", "sockops.c", "sockopt.c", "lookup.c")
+PREAMBLE: Final = "#include <uapi/linux/bpf.h>\n#include <uapi/linux/in.h>\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One program: C function, program type and attach type (enums of linux/bpf.h)."""
+
+    name: str
+    function: str
+    program_type: int
+    attach_type: int
+    per_pod: bool = False
+
+
+HOOKS: Final = (
+    Hook("connect4", "connect4", 18, 10),
+    Hook("connect6", "connect6", 18, 11),
+    Hook("getpeername4", "getpeername4", 18, 29),
+    Hook("getpeername6", "getpeername6", 18, 30),
+    Hook("getsockname4", "getsockname4", 18, 31),
+    Hook("getsockname6", "getsockname6", 18, 32),
+    Hook("sock_ops", "sockops", 13, 3),
+    Hook("getsockopt", "getsockopt_hook", 25, 21),
+    Hook("setsockopt", "setsockopt_hook", 25, 22),
+    Hook("sk_lookup", "sk_lookup", 30, 36, per_pod=True),
+)
+
+
+def text() -> str:
+    """The whole program."""
+    parts = [PREAMBLE]
+    parts += [(HERE / "include" / n).read_text() for n in HEADERS]
+    parts += [(HERE / "src" / n).read_text() for n in SOURCES]
+    return "\n".join(parts)
+
+
+def digest() -> str:
+    """Names a build: changes with any source."""
+    return hashlib.sha256(text().encode()).hexdigest()[:16]
+
+
+def layout_digest() -> str:
+    """Names a set of maps: changes only with what lies in them."""
+    raw = b"".join((HERE / "include" / n).read_bytes() for n in ("structs.h", "maps.h"))
+    return hashlib.sha256(raw).hexdigest()[:16]
