@@ -20,7 +20,8 @@ from bench.load import HTTP_PORT, IPERF_PORT
 from bench.objects import CLIENT, FAR, NEAR, manifest, nginx_config
 from bench.pods import Pod, stop
 from bench.rows import SERVERS
-from cli.target import LABS, LabTarget
+from cli.target import LabTarget
+from lab.layout import LABS
 
 ZTUNNEL_VARIABLE: Final = "AMBIT_BENCH_ZTUNNEL"
 _LAB: Final = "bench"

@@ -8,12 +8,11 @@ policies, so those of several nodes are united; certificates and connections bel
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mesh.errors import BadInput
+from cli.shape import parse_object_untrusted
 
 Dump = Mapping[str, Any]
 Object = dict[str, Any]
@@ -48,6 +47,7 @@ _WAYPOINT: Final = {"destination": str}
 _CERTIFICATE: Final = {"serialNumber": str, "validFrom": str, "expirationTime": str}
 _CONNECTION: Final = {"src": str, "originalDst": str, "actualDst": str, "protocol": str}
 _SHAPE: Final = {
+    "version": {"version": str},
     "workloads": [
         {
             **dict.fromkeys(("namespace", "name", "node", "uid", "protocol"), str),
@@ -77,43 +77,9 @@ _SHAPE: Final = {
 }
 
 
-_KINDS: Final[dict[type, str]] = {str: "text", list: "a list", dict: "an object"}
-
-
 def parse_untrusted(raw: bytes) -> Dump:
     """Read a dump; raises BadInput where it is none."""
-    try:
-        dump = json.loads(raw)
-    except (ValueError, RecursionError) as e:
-        raise BadInput(f"not a ztunnel config dump: {e}") from e
-    if not isinstance(dump, dict) or "workloads" not in dump:
-        raise BadInput("not a ztunnel config dump: it has no workloads")
-    _check(dump, _SHAPE, "")
-    return dump
-
-
-def _check(value: Any, shape: Any, where: str) -> None:
-    """Hold a value against a shape; what is absent or null passes."""
-    if value is None:
-        return
-    wanted: type = shape if isinstance(shape, type) else type(shape)
-    fits = isinstance(value, wanted)
-    if not fits:
-        raise BadInput(f"not a ztunnel config dump: {where} is not {_KINDS[wanted]}")
-    inner: list[tuple[str, Any, Any]] = []
-    if isinstance(shape, type):
-        return
-    if isinstance(shape, list):
-        inner = [(f"{where}[{i}]", one, shape[0]) for i, one in enumerate(value)]
-    elif "*" in shape:
-        inner = [(f"{where}.{key}", one, shape["*"]) for key, one in value.items()]
-    else:
-        for key in shape.keys() & value.keys():
-            _check(value[key], shape[key], f"{where}.{key}".lstrip("."))
-    for place, one, its_shape in inner:
-        if one is None:
-            raise BadInput(f"not a ztunnel config dump: {place} is null")
-        _check(one, its_shape, place)
+    return parse_object_untrusted(raw, _SHAPE, "a ztunnel config dump", required=("workloads",))
 
 
 def _text(one: Mapping[str, Any], key: str) -> str:

@@ -13,7 +13,7 @@ STRUCTURED: Final = ("json", "yaml")
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], gap: int = 3) -> str:
     """Align columns under their headings; a column is as wide as its widest cell."""
-    lines = [[_printable(cell) for cell in line] for line in (headings, *rows)]
+    lines = [[printable(cell) for cell in line] for line in (headings, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
     return "\n".join(
         (" " * gap).join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
@@ -21,7 +21,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], gap: int = 3) 
     )
 
 
-def _printable(cell: str) -> str:
+def printable(cell: str) -> str:
+    """Put question marks for what a terminal might obey or could not show."""
     # A dump can come from anywhere: nothing in it may move the cursor.
     return cell if cell.isprintable() else "".join(c if c.isprintable() else "?" for c in cell)
 

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+from lab.layout import LABS, NETNS, Layout, check_name
 from mesh.errors import MeshError, NotFound
 from mesh.store import FolderStore
 
 T = TypeVar("T")
 
-LABS: Final = Path("/run/ambit/lab")
-NAMESPACES: Final = Path("/run/netns")
 _CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _MAX_PAGE: Final = 64 << 20  # a dump of 10,000 workloads is about 10 MiB
 
@@ -52,35 +51,34 @@ class Target(Protocol):
 class LabTarget:
     """A lab on this machine; needs root, as the lab did."""
 
-    def __init__(self, name: str = "default", labs: Path = LABS) -> None:
-        """Find the lab; raises NotFound."""
-        self._name = name
-        self._state = labs / name
-        if not self._state.is_dir():
-            others = sorted(p.name for p in labs.iterdir()) if labs.is_dir() else []
+    def __init__(self, name: str = "default") -> None:
+        """Find the lab; raises NotFound, LabError for a name that no lab can have."""
+        self._layout = Layout(check_name(name))
+        if not self._layout.state.is_dir():
+            others = sorted(p.name for p in LABS.iterdir()) if LABS.is_dir() else []
             there = f"there are: {', '.join(others)}" if others else "there is none"
             raise NotFound(f"no lab named {name!r} ({there}); start one with: ambit lab up FILE...")
 
     def nodes(self) -> list[str]:
         """Names of the nodes, sorted."""
-        folder = self._state / "nodes"
+        folder = self._layout.state / "nodes"
         return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
 
     def fetch(self, node: str, port: int, path: str, method: str = "GET") -> bytes:
         """Fetch a page from a node's loopback; raises Unreachable."""
-        return self._fetch(f"node {node}", f"ambit-{self._name}-n-{node}", port, path, method)
+        return self._fetch(f"node {node}", self._layout.node_netns(node), port, path, method)
 
     def fetch_control_plane(self, port: int, path: str) -> bytes:
         """Fetch a page of the control plane; raises Unreachable."""
-        return self._fetch("control plane", f"ambit-{self._name}-cp", port, path, "GET")
+        return self._fetch("control plane", self._layout.control_plane_netns, port, path, "GET")
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
         """Kubernetes objects of a kind, with their status."""
-        return FolderStore(self._state / "objects").list(kind)
+        return FolderStore(self._layout.objects).list(kind)
 
     def _fetch(self, what: str, netns: str, port: int, path: str, method: str) -> bytes:
         try:
-            return in_namespace(NAMESPACES / netns, lambda: get_page(port, path, method))
+            return in_namespace(NETNS / netns, lambda: get_page(port, path, method))
         except PermissionError as e:
             raise Unreachable(f"{what}: {e.strerror}: run as root to look into a lab") from e
         except (OSError, http.client.HTTPException) as e:

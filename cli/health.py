@@ -1,0 +1,245 @@
+"""Judge a mesh by what its processes said: what is there, what is wrong, what to do next. Pure.
+
+Facts come in as the JSON the processes serve; the judgement goes out as plain JSON, so that
+`ambit status -o json` holds everything its tables are made of.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from cli.dump import Dump, parse_time
+from cli.output import age
+from cli.shape import parse_object_untrusted
+from mesh.errors import BadInput
+
+# Certificates are renewed at half of their life: one with less left than this was not.
+_LIFE_LEFT: Final = 0.25
+_ACCEPTED: Final = "Accepted"
+
+_AGENT: Final = {
+    "redirect": {"mode": str, "cause": str, "hooks": {"*": float}},
+    "pods": [
+        dict.fromkeys(("namespace", "name", "state", "redirection", "reason", "message"), str)
+    ],
+    "proxies": [{"held_listeners": bool, "synced": bool, "pods": int, "waiting": int}],
+}
+
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What one node's processes said; where one said nothing, the error stands for it."""
+
+    name: str
+    agent: Mapping[str, Any] | None
+    agent_error: str
+    ready_error: str  # "" when ztunnel says it is ready
+    dump: Dump | None
+    dump_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the whole mesh said. `metrics` are the control plane's, as text."""
+
+    nodes: tuple[NodeFacts, ...]
+    metrics: str | None
+    metrics_error: str
+    policies: tuple[Mapping[str, Any], ...]
+
+
+def agent_status_untrusted(raw: bytes) -> dict[str, Any]:
+    """Read an agent's /status; raises BadInput."""
+    return parse_object_untrusted(raw, _AGENT, "an agent's status", ("redirect", "pods"))
+
+
+class _Judge:
+    """Collects what is wrong while the parts are looked at."""
+
+    def __init__(self, logs: Callable[[str], str]) -> None:
+        self.logs = logs  # component -> the command that shows its log
+        self.problems: list[Found] = []
+        self.notes: list[Found] = []
+
+    def problem(self, where: str, what: str, following: str) -> None:
+        self.problems.append({"where": where, "what": what, "next": following})
+
+    def note(self, where: str, what: str, following: str) -> None:
+        self.notes.append({"where": where, "what": what, "next": following})
+
+
+def assess(facts: Facts, now: dt.datetime, logs: Callable[[str], str]) -> Found:
+    """Judge; `logs` gives the command that shows a component's log."""
+    judge = _Judge(logs)
+    control_plane = _control_plane(facts, judge)
+    nodes = [_node(node, judge) for node in facts.nodes]
+    if not nodes:
+        judge.problem("mesh", "it has no node", "add a Node object")
+    report = {
+        "controlPlane": control_plane,
+        "nodes": nodes,
+        "certificates": _certificates(facts.nodes, now, judge),
+        "policies": _policies(facts.policies, judge),
+    }
+    return {
+        "ok": not judge.problems,
+        "problems": judge.problems,
+        "notes": judge.notes,
+        **report,
+    }
+
+
+# ---- the parts -------------------------------------------------------------------------------
+
+
+def _control_plane(facts: Facts, judge: _Judge) -> Found:
+    if facts.metrics is None:
+        judge.problem(
+            "control plane",
+            f"it does not answer: {facts.metrics_error}",
+            judge.logs("control-plane"),
+        )
+        return {"up": False, "connectedProxies": 0}
+    try:
+        connected = int(_sum_of(facts.metrics, "pilot_xds"))
+    except BadInput as e:
+        judge.problem("control plane", str(e), judge.logs("control-plane"))
+        return {"up": True, "connectedProxies": 0}
+    if connected < len(facts.nodes):
+        judge.problem(
+            "control plane",
+            f"{connected} of {len(facts.nodes)} node proxies are connected to it",
+            "see the nodes below; " + judge.logs("control-plane"),
+        )
+    return {"up": True, "connectedProxies": connected}
+
+
+def _sum_of(metrics: str, name: str) -> float:
+    try:
+        families = list(text_string_to_metric_families(metrics))
+    except ValueError as e:
+        raise BadInput(f"its metrics cannot be read: {e}") from e
+    return sum(s.value for family in families for s in family.samples if s.name == name)
+
+
+def _node(node: NodeFacts, judge: _Judge) -> Found:
+    where = f"node {node.name}"
+    found: Found = {"name": node.name, "agent": node.agent is not None}
+    found |= _agent(node, judge, where)
+    found["ztunnel"] = _ztunnel(node, judge, where)
+    live = (node.dump or {}).get("workloadState") or {}
+    found["connections"] = sum(
+        len((state.get("connections") or {}).get(direction) or [])
+        for state in live.values()
+        for direction in ("inbound", "outbound")
+    )
+    return found
+
+
+def _agent(node: NodeFacts, judge: _Judge, where: str) -> Found:
+    if node.agent is None:
+        judge.problem(
+            where,
+            f"the node agent does not answer: {node.agent_error}; pods here keep what they have, "
+            "new ones wait",
+            judge.logs(f"agent/{node.name}"),
+        )
+        return {"redirect": "", "cause": "", "hooks": [], "pods": {"enrolled": 0, "pending": []}}
+    redirect = node.agent.get("redirect") or {}
+    mode, cause = redirect.get("mode") or "", redirect.get("cause") or ""
+    if cause:
+        judge.note(where, f"pods are captured by {mode}: {cause}", "nothing, if that is expected")
+    pods = node.agent.get("pods") or []
+    pending = [p for p in pods if p.get("redirection") == "pending" or p.get("state") == "failed"]
+    for p in pending:
+        why = ": ".join(t for t in (p.get("reason"), p.get("message")) if t) or p.get("state")
+        judge.problem(
+            f"pod {p.get('namespace')}/{p.get('name')}",
+            f"not in the mesh on {where}: {why}",
+            judge.logs(f"agent/{node.name}"),
+        )
+    return {
+        "redirect": mode,
+        "cause": cause,
+        "hooks": sorted(redirect.get("hooks") or {}),
+        "pods": {
+            "enrolled": sum(1 for p in pods if p.get("redirection") == "enabled"),
+            "pending": [dict(p) for p in pending],
+        },
+    }
+
+
+def _ztunnel(node: NodeFacts, judge: _Judge, where: str) -> Found:
+    look = judge.logs(f"ztunnel/{node.name}")
+    proxies = (node.agent or {}).get("proxies") or []
+    if node.agent is not None and not proxies:
+        judge.problem(where, "no ztunnel is connected to the node agent", look)
+    if node.ready_error:
+        judge.problem(where, f"ztunnel is not ready: {node.ready_error}", look)
+    if node.dump is None:
+        judge.problem(where, f"ztunnel's admin page does not answer: {node.dump_error}", look)
+    version = ((node.dump or {}).get("version") or {}).get("version") or ""
+    return {
+        "connected": bool(proxies),
+        "ready": not node.ready_error,
+        "version": version,
+        "heldListeners": any(p.get("held_listeners") for p in proxies),
+    }
+
+
+def _certificates(nodes: Iterable[NodeFacts], now: dt.datetime, judge: _Judge) -> Found:
+    available, soonest, late = 0, None, []
+    for node in nodes:
+        for one in (node.dump or {}).get("certificates") or []:
+            identity, state = one.get("identity") or "", one.get("state") or ""
+            where, look = f"node {node.name}", judge.logs(f"ztunnel/{node.name}")
+            chain = one.get("certChain") or []
+            if state.startswith("Unavailable") or (state == "Available" and not chain):
+                judge.problem(where, f"no certificate for {identity}: {state}", look)
+                late.append({"node": node.name, "identity": identity, "state": state})
+            if not chain:
+                continue
+            available += 1
+            begins, ends = (
+                parse_time(chain[0].get(key) or "") for key in ("validFrom", "expirationTime")
+            )
+            if begins is None or ends is None:
+                continue
+            soonest = min(soonest or ends, ends)
+            left = (ends - now).total_seconds()
+            if left < (ends - begins).total_seconds() * _LIFE_LEFT:
+                when = f"expires in {age(left)}" if left > 0 else f"expired {age(-left)} ago"
+                judge.problem(
+                    where, f"the certificate of {identity} {when} and is not renewed", look
+                )
+                late.append({"node": node.name, "identity": identity, "state": when})
+    return {
+        "available": available,
+        "firstExpiry": soonest.isoformat() if soonest else "",
+        "late": late,
+    }
+
+
+def _policies(policies: Iterable[Mapping[str, Any]], judge: _Judge) -> Found:
+    total, findings = 0, []
+    for policy in policies:
+        total += 1
+        metadata = policy.get("metadata") or {}
+        place = f"{metadata.get('namespace', 'default')}/{metadata.get('name', '')}"
+        for condition in (policy.get("status") or {}).get("conditions") or []:
+            if condition.get("type") != "ZtunnelAccepted" or condition.get("reason") == _ACCEPTED:
+                continue
+            findings.append({"kind": policy.get("kind"), "name": place, **condition})
+            judge.problem(
+                f"{policy.get('kind')} {place}",
+                f"{condition.get('reason')}: {condition.get('message')}",
+                "correct the object; until then it is read the stricter way",
+            )
+    return {"total": total, "findings": findings}
