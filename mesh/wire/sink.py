@@ -20,7 +20,7 @@ class H2Stream:
         self.gone: bool = False  # no longer of the connection
 
 
-@mypyc_attr(allow_interpreted_subclass=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Sink:
     """What a codec tells its owner. Slices given to `on_data` are only valid during the call."""
 

@@ -15,6 +15,7 @@ import errno
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Final, cast
 
 from mesh.wire.frames import H2Error
@@ -72,6 +73,8 @@ class Link(Handler):
         self._bio_in = ssl.MemoryBIO()
         self._bio_out = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._bio_in, self._bio_out, server_side=server)
+        # With a buffer it returns a count; typeshed knows only the form that returns bytes.
+        self._tls_read = cast(Callable[[int, memoryview], int], self._tls.read)
         self._out: bytes = b""  # ciphertext the kernel did not take
         self._readable: bool = False
         self._ending: bool = False  # FIN or an error comes after what can be read
@@ -241,12 +244,12 @@ class Link(Handler):
     def _read_records(self) -> int:
         """Decrypt into the worker's buffer until that or OpenSSL's input is exhausted."""
         view = self.loop.view
-        tls = self._tls
+        read = self._tls_read
         bio = self._bio_in
         at = 0
         try:
             while at < BUFFER:
-                n = cast(int, tls.read(RECORD, view[at : at + RECORD]))
+                n = read(RECORD, view[at : at + RECORD])
                 if n == 0:
                     self._over = "closed by the peer"
                     break
