@@ -116,7 +116,8 @@ class ControlPlane:
         self._admin, self.admin_port = admin, admin.port
         server = make_server()
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, server)
-        citadel_pb2_grpc.add_IstioCertificateServiceServicer_to_server(self._certificates, server)
+        add_ca = citadel_pb2_grpc.add_IstioCertificateServiceServicer_to_server
+        add_ca(self._certificates, server)  # type: ignore[no-untyped-call]
         certificate = ServingCertificate(self.ca, self.options.sans, utc_now)
         self.port = add_port(server, self.options.listen, certificate.credentials())
         await server.start()

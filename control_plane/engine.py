@@ -84,10 +84,10 @@ class Engine:
         async with self._lock:
             seen = time.monotonic()
             found, gone = await asyncio.to_thread(self._source.changes, self._known)
-            if not found and not gone and self.synced:
-                return
             self.problems = await asyncio.to_thread(self._source.problems)
             self._metrics.problems.set(len(self.problems))
+            if not found and not gone and self.synced:
+                return
             self._known.update({key: revision for key, (revision, _) in found.items()})
             for key in gone:
                 del self._known[key]

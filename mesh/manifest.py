@@ -193,8 +193,10 @@ def _parse_document(
         doc = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
-        why = " ".join(filter(None, (e.context, e.problem)))
-        problems.append(Problem(before + (mark.line if mark else 0) + 1, why))
+        why = ", ".join(filter(None, (e.context, e.problem)))
+        # What is missing at the end is found missing one line later.
+        line = min(mark.line if mark else 0, text.rstrip("\n").count("\n"))
+        problems.append(Problem(before + line + 1, why))
         return
     except (yaml.YAMLError, ValueError, RecursionError, BadInput) as e:
         problems.append(Problem(before + 1, str(e).split("\n")[0][:200]))

@@ -210,7 +210,7 @@ def test_malformed_document_is_named_once_and_spoils_nothing(
         assert len(s.list()) == 2
     lines = [r.getMessage() for r in caplog.records if "bad.yaml" in r.getMessage()]
     assert len(lines) == 1
-    assert f"{tmp_path}/bad.yaml:1" in lines[0]
+    assert f"{tmp_path}/bad.yaml:12: while parsing" in lines[0]
     assert len(s.problems()) == 2
 
 
