@@ -69,14 +69,3 @@ def memory(pids: Iterable[int]) -> Memory:
             continue
         rss, pss = rss + one.rss, pss + one.pss
     return Memory(rss, pss)
-
-
-def in_cgroup(cgroup: Path) -> list[int]:
-    """Processes of a cgroup and of those below it."""
-    pids: list[int] = []
-    for procs in sorted(cgroup.rglob("cgroup.procs")):
-        try:
-            pids += [int(line) for line in procs.read_text().split()]
-        except (FileNotFoundError, OSError):
-            continue  # removed under our hands
-    return pids

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench import envoy, usage
+from bench import envoy
 from bench.errors import BenchError
 from bench.load import HTTP_PORT, IPERF_PORT
-from bench.objects import CLIENT, FAR, NEAR, manifest, nginx_config
+from bench.objects import CLIENT, manifest, nginx_config
 from bench.pods import Pod, stop
 from bench.rows import SERVERS
 from cli.target import LabTarget
+from lab import cgroups
 from lab.layout import LABS
 
 ZTUNNEL_VARIABLE: Final = "AMBIT_BENCH_ZTUNNEL"
@@ -87,25 +88,24 @@ def _find_pods(lab: str) -> dict[tuple[str, str], Pod]:
     return found
 
 
-def _ztunnels(lab: str) -> dict[str, list[int]]:
-    """Processes of the node proxies, by side; the control process and all relay workers."""
-    base = next(p for p in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")) if _is_v2(p))
-    return {
-        side: usage.in_cgroup(base / "ambit" / lab / node / "system" / "ztunnel")
-        for side, node in (("client", NEAR), ("server", FAR))
-    }
-
-
-def _is_v2(path: Path) -> bool:
-    return (path / "cgroup.controllers").exists()
+def _ztunnels(client: Pod, far_server: Pod) -> dict[str, list[int]]:
+    """Processes of the two nodes' proxies; the control process and all relay workers of each."""
+    found = {}
+    for side, pod in (("client", client), ("server", far_server)):
+        assert pod.cgroup is not None
+        node = pod.cgroup.parents[1]  # NODE/pods/UID
+        found[side] = cgroups.members(node / "system" / "ztunnel")
+    return found
 
 
 def _way(name: str, lab: str, namespace: str, pods: dict[tuple[str, str], Pod]) -> Way:
-    sides: Callable[[], dict[str, list[int]]] = dict
-    if namespace == "mesh":
-        sides = lambda: _ztunnels(lab)  # noqa: E731
+    client = pods[namespace, CLIENT]
     servers = {server: pods[namespace, server] for server in SERVERS.values()}
-    return Way(name, pods[namespace, CLIENT], servers, sides, lab)
+    if namespace == "mesh":
+        return Way(
+            name, client, servers, lambda: _ztunnels(client, servers[SERVERS["across"]]), lab
+        )
+    return Way(name, client, servers, dict, lab)
 
 
 @contextlib.contextmanager

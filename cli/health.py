@@ -20,6 +20,7 @@ from mesh.errors import BadInput
 
 # Certificates are renewed at half of their life: one with less left than this was not.
 _LIFE_LEFT: Final = 0.25
+_ROOT_LEFT: Final = 30 * 86400.0  # seconds: time enough to put in another root
 _ACCEPTED: Final = "Accepted"
 
 _AGENT: Final = {
@@ -78,7 +79,7 @@ class _Judge:
 def assess(facts: Facts, now: dt.datetime, logs: Callable[[str], str]) -> Found:
     """Judge; `logs` gives the command that shows a component's log."""
     judge = _Judge(logs)
-    control_plane = _control_plane(facts, judge)
+    control_plane = _control_plane(facts, now, judge)
     nodes = [_node(node, judge) for node in facts.nodes]
     if not nodes:
         judge.problem("mesh", "it has no node", "add a Node object")
@@ -99,34 +100,49 @@ def assess(facts: Facts, now: dt.datetime, logs: Callable[[str], str]) -> Found:
 # ---- the parts -------------------------------------------------------------------------------
 
 
-def _control_plane(facts: Facts, judge: _Judge) -> Found:
+def _control_plane(facts: Facts, now: dt.datetime, judge: _Judge) -> Found:
+    found: Found = {"up": facts.metrics is not None, "connectedProxies": 0, "resources": {}}
+    where, look = "control plane", judge.logs("control-plane")
     if facts.metrics is None:
-        judge.problem(
-            "control plane",
-            f"it does not answer: {facts.metrics_error}",
-            judge.logs("control-plane"),
-        )
-        return {"up": False, "connectedProxies": 0}
+        judge.problem(where, f"it does not answer: {facts.metrics_error}", look)
+        return found
     try:
-        connected = int(_sum_of(facts.metrics, "pilot_xds"))
+        samples = _samples(facts.metrics)
     except BadInput as e:
-        judge.problem("control plane", str(e), judge.logs("control-plane"))
-        return {"up": True, "connectedProxies": 0}
+        judge.problem(where, str(e), look)
+        return found
+    connected = int(sum(samples.get("pilot_xds", {}).values()))
+    found["connectedProxies"] = connected
+    found["resources"] = {t: int(n) for t, n in sorted(samples.get("pilot_resources", {}).items())}
     if connected < len(facts.nodes):
-        judge.problem(
-            "control plane",
-            f"{connected} of {len(facts.nodes)} node proxies are connected to it",
-            "see the nodes below; " + judge.logs("control-plane"),
-        )
-    return {"up": True, "connectedProxies": connected}
+        what = f"{connected} of {len(facts.nodes)} node proxies are connected to it"
+        judge.problem(where, what, "see the nodes below; " + look)
+    if malformed := int(sum(samples.get("pilot_malformed_objects", {}).values())):
+        judge.problem(where, f"{malformed} documents among the objects cannot be read", look)
+    for expiry in samples.get("citadel_server_root_cert_expiry_timestamp", {}).values():
+        left = expiry - now.timestamp()
+        if expiry and left < _ROOT_LEFT:
+            what = f"the root certificate {_when(left)}"
+            judge.problem(where, what, "put in a new root; every workload certificate chains to it")
+    return found
 
 
-def _sum_of(metrics: str, name: str) -> float:
+def _samples(metrics: str) -> dict[str, dict[str, float]]:
+    """Values by metric and by its `type` label, "" without one; raises BadInput."""
+    found: dict[str, dict[str, float]] = {}
     try:
-        families = list(text_string_to_metric_families(metrics))
+        for family in text_string_to_metric_families(metrics):
+            for sample in family.samples:
+                values = found.setdefault(sample.name, {})
+                kind = sample.labels.get("type", "")
+                values[kind] = values.get(kind, 0.0) + sample.value
     except ValueError as e:
         raise BadInput(f"its metrics cannot be read: {e}") from e
-    return sum(s.value for family in families for s in family.samples if s.name == name)
+    return found
+
+
+def _when(left: float) -> str:
+    return f"expires in {age(left)}" if left > 0 else f"expired {age(-left)} ago"
 
 
 def _node(node: NodeFacts, judge: _Judge) -> Found:
@@ -215,7 +231,7 @@ def _certificates(nodes: Iterable[NodeFacts], now: dt.datetime, judge: _Judge) -
             soonest = min(soonest or ends, ends)
             left = (ends - now).total_seconds()
             if left < (ends - begins).total_seconds() * _LIFE_LEFT:
-                when = f"expires in {age(left)}" if left > 0 else f"expired {age(-left)} ago"
+                when = _when(left)
                 judge.problem(
                     where, f"the certificate of {identity} {when} and is not renewed", look
                 )

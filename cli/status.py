@@ -93,9 +93,10 @@ def _try(ask: Callable[[], T]) -> tuple[T | None, str]:
 def render(report: Mapping[str, Any]) -> str:
     """Render a judgement for people: what is there, then what is wrong."""
     control_plane, certificates = report["controlPlane"], report["certificates"]
+    counts = [f"{n} {kind} resources" for kind, n in control_plane["resources"].items()]
+    proxies = f"{control_plane['connectedProxies']} proxies connected"
     lines = [
-        f"control plane   {_up(control_plane['up'])},"
-        f" {control_plane['connectedProxies']} proxies connected",
+        "control plane   " + ", ".join([_up(control_plane["up"]), proxies, *counts]),
         f"certificates    {certificates['available']} held"
         + (f", first expires {certificates['firstExpiry']}" if certificates["firstExpiry"] else ""),
         f"policies        {report['policies']['total']},"

@@ -40,7 +40,17 @@ AGENT: dict[str, Any] = {
     ],
     "proxies": [{"held_listeners": True, "synced": True, "pods": 1, "waiting": 0}],
 }
-METRICS = '# TYPE pilot_xds gauge\npilot_xds{version="0.1.0"} 1.0\n'
+METRICS = """\
+# TYPE pilot_xds gauge
+pilot_xds{version="0.1.0"} 1.0
+# TYPE pilot_resources gauge
+pilot_resources{type="address"} 5.0
+pilot_resources{type="authorization"} 2.0
+# TYPE pilot_malformed_objects gauge
+pilot_malformed_objects 0.0
+# TYPE citadel_server_root_cert_expiry_timestamp gauge
+citadel_server_root_cert_expiry_timestamp 2.1e+09
+"""
 
 
 class FakeTarget:
@@ -90,7 +100,11 @@ def test_a_healthy_mesh_has_nothing_to_say() -> None:
     assert node["pods"] == {"enrolled": 1, "pending": []}
     assert (node["ztunnel"]["ready"], node["ztunnel"]["version"]) == (True, "0.1.0")
     assert node["connections"] == 3
-    assert report["controlPlane"] == {"up": True, "connectedProxies": 1}
+    assert report["controlPlane"] == {
+        "up": True,
+        "connectedProxies": 1,
+        "resources": {"address": 5, "authorization": 2},
+    }
     assert status.render(report).endswith("all is well")
 
 
@@ -103,6 +117,18 @@ DOWN = Unreachable("node node1, port 1: Connection refused")
         ({"p15014": DOWN}, "control plane", "does not answer", "control-plane"),
         ({"p15014": b"pilot_xds 0\n"}, "control plane", "0 of 1", "control-plane"),
         ({"p15014": b"pilot_xds{ 0\n"}, "control plane", "cannot be read", "control-plane"),
+        (
+            {"p15014": METRICS.replace("objects 0", "objects 2").encode()},
+            "control plane",
+            "2 documents",
+            "control-plane",
+        ),
+        (
+            {"p15014": METRICS.replace("2.1e+09", str(NOON.timestamp() + 86400 * 3)).encode()},
+            "control plane",
+            "root certificate expires in 3d",
+            "new root",
+        ),
         ({"p8000": DOWN}, "node node1", "agent does not answer", "agent/node1"),
         ({"p8000": b"[]"}, "node node1", "not an agent's status", "agent/node1"),
         ({"p8000": agent(proxies=[])}, "node node1", "no ztunnel is connected", "ztunnel/node1"),
