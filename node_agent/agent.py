@@ -63,6 +63,7 @@ class Agent:
         self._dirty: dict[str, None] = {}  # a set that keeps its order
         self._unwritten: set[str] = set()
         self._settling = False
+        self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
         self._due: asyncio.TimerHandle | None = None
 
@@ -82,6 +83,7 @@ class Agent:
     async def stop(self) -> None:
         """Stop managing. What is captured stays so, and the holder keeps the listeners."""
         self.ready = False
+        self._stopping = True  # from here on nothing is decided: all that follows is letting go
         self._server.close()
         await self._steps.stop()
         self._source.close()
@@ -122,6 +124,8 @@ class Agent:
 
     def _reconcile_now(self) -> None:
         self._due = None
+        if self._stopping:
+            return
         try:
             pods = self._source.pods()
         except (MeshError, OSError) as error:
@@ -131,6 +135,8 @@ class Agent:
 
     def _sweep(self) -> None:
         """Look at everything, in case an event was missed or a write failed."""
+        if self._stopping:
+            return
         self._loop.call_later(RECONCILE_INTERVAL, self._sweep)
         for uid in self._unwritten & set(self.machines):
             self.machines[uid].report_again()
@@ -146,6 +152,8 @@ class Agent:
                 log.info("collected %d leftovers of dead pods", collected)
 
     def _beat(self) -> None:
+        if self._stopping:
+            return
         self.heartbeat = time.monotonic()
         self._loop.call_later(_HEARTBEAT, self._beat)
         try:
@@ -199,7 +207,7 @@ class Agent:
 
     def _settle(self) -> None:
         """Perform outputs and actions until there are none."""
-        if self._settling:
+        if self._settling or self._stopping:
             return
         self._settling = True
         try:

@@ -68,7 +68,7 @@ async def _run(config: Config) -> None:
     source = FolderSource(config.objects, config.runtime)
     sandboxes = Sandboxes(keeper, config.cgroup)
     agent = Agent(source, sandboxes, ways, config.zds, config.release_grace, metrics)
-    health = _serve_health(config, agent, loop)
+    _serve_health(config, agent, loop)
     start_http_server(config.metrics[1], config.metrics[0], registry=metrics.registry)
     hooks = ways.ebpf.datapath.counters() if ways.ebpf else {}
     metrics.set_mode(EBPF if ways.ebpf else NFTABLES, dict.fromkeys(hooks, True))
@@ -77,7 +77,6 @@ async def _run(config: Config) -> None:
     await stop.wait()
     log.info("stopping; what is captured stays captured")
     await agent.stop()
-    health.close()
     keeper.forget()
     if ways.ebpf:
         ways.ebpf.datapath.close()
@@ -100,11 +99,11 @@ def _ways(config: Config) -> Ways:
     return Ways(EbpfRedirect(datapath, config.node_addresses), nft)
 
 
-def _serve_health(config: Config, agent: Agent, loop: asyncio.AbstractEventLoop) -> HealthServer:
+def _serve_health(config: Config, agent: Agent, loop: asyncio.AbstractEventLoop) -> None:
     async def collect() -> dict[str, Any]:
         return describe(config.node, agent)
 
-    return HealthServer(
+    HealthServer(
         config.health,
         alive=lambda: time.monotonic() - agent.heartbeat < _STALE,
         ready=lambda: agent.ready,

@@ -24,6 +24,7 @@ import sys
 MAX_DATAGRAM = 2048
 MAX_FDS = 16
 MAX_KEYS = 10_000
+TURN = 5.0  # seconds between looks at whether another holder has taken over
 
 Held = dict[bytes, tuple[bytes, list[int]]]
 
@@ -59,13 +60,24 @@ def answer(held: Held, conn: socket.socket, data: bytes, fds: list[int]) -> bool
     return True
 
 
-def serve(listener: socket.socket) -> None:
-    """Serve until told to quit."""
+def is_ours(path: str, inode: int) -> bool:
+    """Say whether agents that look for a holder still find this one."""
+    try:
+        return os.stat(path).st_ino == inode
+    except OSError:
+        return False
+
+
+def serve(listener: socket.socket, path: str, inode: int) -> None:
+    """Serve until told to quit, or until another holder has taken the path."""
     held: Held = {}
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     while True:
-        for key, _ in selector.select():
+        ready = selector.select(TURN)
+        if not ready and not is_ours(path, inode):
+            return
+        for key, _ in ready:
             if key.fileobj is listener:
                 conn, _ = listener.accept()
                 conn.settimeout(5)
@@ -100,8 +112,9 @@ def main() -> None:
     # Ready: whoever started us waits for this pipe to end.
     sys.stdout.close()
     os.close(1)
-    serve(listener)
-    with contextlib.suppress(FileNotFoundError):
+    inode = os.stat(path).st_ino
+    serve(listener, path, inode)
+    if is_ours(path, inode):
         os.unlink(path)
 
 

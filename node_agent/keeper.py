@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -74,15 +75,11 @@ class Keeper:
         """Say whether the holder still has its end of the connection open."""
         if self._sock is None:
             return False
-        try:
-            self._sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
         # It says nothing unasked: anything but silence is its end, or a mess.
-        self.forget()
-        return False
+        if select.select([self._sock], [], [], 0)[0]:
+            self.forget()
+            return False
+        return True
 
     def put(self, key: str, label: str, fds: Iterable[int]) -> None:
         """Have descriptors kept under `key`, in place of what was."""
