@@ -28,7 +28,7 @@ def nginx_config(scratch: Path) -> str:
 master_process off;
 worker_processes 1;
 worker_rlimit_nofile 65536;
-pid /dev/null;
+pid {scratch}/nginx.pid;
 error_log stderr;
 events {{ worker_connections 16384; }}
 http {{
