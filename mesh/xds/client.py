@@ -1,0 +1,250 @@
+"""The gRPC shell of a delta xDS client: one stream at a time, again and again.
+
+What is known stays in use while there is no stream. Nothing here decides anything: DeltaClient
+does, and `on_update` applies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import grpc
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import struct_pb2
+from google.protobuf.message import DecodeError
+
+from mesh.errors import BadInput, ConfigError
+from mesh.xds.delta import DeltaClient, Request, Resource, Response, Update
+
+log = logging.getLogger(__name__)
+
+_METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+BACKOFF_FIRST: Final = 0.010  # seconds; doubles
+BACKOFF_MOST: Final = 15.0
+_INVALID_ARGUMENT: Final = 3  # google.rpc.Code
+
+# A whole mesh may come in one response. Keepalive finds a peer that vanished without a word; its
+# interval is what gRPC servers tolerate by default.
+_CHANNEL: Final = (
+    ("grpc.max_receive_message_length", 256 << 20),
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.use_local_subchannel_pool", 1),  # no reconnect backoff kept from an earlier channel
+    ("grpc.enable_retries", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """How to reach and greet a control plane over gRPC.
+
+    address: https://host:port, or http:// for plaintext. token: file with the bearer token, read
+    again for every stream because it rotates; None sends none.
+    """
+
+    address: str
+    root_ca: Path | None = None
+    token: Path | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def channel(self) -> grpc.aio.Channel:
+        """Open a channel; raises ConfigError when its files cannot be read."""
+        parts = urlsplit(self.address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{self.address!r} is no control plane: write https://HOST:PORT")
+        target = parts.netloc if parts.port else f"{parts.netloc}:15012"
+        if parts.scheme == "http":
+            return grpc.aio.insecure_channel(target, options=_CHANNEL)
+        credentials = grpc.ssl_channel_credentials(read(self.root_ca) if self.root_ca else None)
+        return grpc.aio.secure_channel(target, credentials, options=_CHANNEL)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Build the call's metadata, with the token as it is now; raises ConfigError."""
+        pairs = [(k.lower(), v) for k, v in self.headers.items()]
+        if self.token is not None:
+            pairs.append(("authorization", f"Bearer {read(self.token).decode().strip()}"))
+        return tuple(pairs)
+
+
+def read(path: Path) -> bytes:
+    """Read a file that an operator named; raises ConfigError."""
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from e
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Who asks."""
+
+    id: str
+    metadata: Mapping[str, Any]
+
+    def to_pb(self) -> Any:
+        """Build the envoy Node."""
+        pb = discovery_pb2.DeltaDiscoveryRequest().node
+        pb.id = self.id
+        meta = struct_pb2.Struct()
+        meta.update(dict(self.metadata))
+        pb.metadata.CopyFrom(meta)
+        return pb
+
+
+class Observer(Protocol):
+    """Who counts."""
+
+    def xds_message(self, type_url: str, size: int) -> None:
+        """A response came; size in bytes."""
+
+    def xds_terminated(self, reason: str) -> None:
+        """A stream ended: `reconnect`, `error` or `complete`."""
+
+
+class XdsClient:
+    """Keeps one stream up."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        node: Node,
+        state: DeltaClient,
+        on_update: Callable[[Update], None],
+        observer: Observer,
+    ) -> None:
+        self.state = state
+        self.connected = False
+        self._upstream = upstream
+        self._node = node
+        self._on_update = on_update
+        self._observer = observer
+        self._outgoing: asyncio.Queue[Request] | None = None
+
+    def demand(self, type_url: str, name: str) -> None:
+        """Ask for a resource; without a stream it is asked for when there is one."""
+        request = self.state.demand(type_url, name)
+        if request is not None and self._outgoing is not None:
+            self._outgoing.put_nowait(request)
+
+    async def run(self) -> None:
+        """Stream, and when it ends begin again after a pause; until cancelled."""
+        pause, last = BACKOFF_FIRST, ""
+        while True:
+            reason = "complete"
+            try:
+                await self._stream()
+                trouble = "the control plane closed the stream"
+            except grpc.aio.AioRpcError as e:
+                reason, trouble = "error", f"{e.code().name}: {e.details()}"
+            except (ConfigError, BadInput, OSError, UnicodeDecodeError) as e:
+                reason, trouble = "error", str(e)
+            if self.connected:
+                pause = BACKOFF_FIRST
+            self.connected, self._outgoing = False, None
+            self._observer.xds_terminated(reason)
+            if trouble != last or pause >= BACKOFF_MOST:
+                log.warning("xds: %s: %s; trying again", self._upstream.address, trouble)
+            last = trouble
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, BACKOFF_MOST)
+
+    async def _stream(self) -> None:
+        async with self._upstream.channel() as channel:
+            method = channel.stream_stream(
+                _METHOD,
+                request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
+                response_deserializer=_Sized,
+            )
+            call = method(None, metadata=self._upstream.metadata())
+            outgoing: asyncio.Queue[Request] = asyncio.Queue()
+            for request in self.state.connect():
+                outgoing.put_nowait(request)
+            self._outgoing = outgoing
+            writing = asyncio.ensure_future(self._write(call, outgoing))
+            try:
+                await self._read(call, outgoing)
+            finally:
+                writing.cancel()
+                call.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+
+    async def _write(self, call: Any, outgoing: asyncio.Queue[Request]) -> None:
+        first = True
+        while True:
+            request = await outgoing.get()
+            try:
+                await call.write(_to_pb(request, self._node if first else None))
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the reader sees why
+            first = False
+
+    async def _read(self, call: Any, outgoing: asyncio.Queue[Request]) -> None:
+        while True:
+            sized = await call.read()
+            if not isinstance(sized, _Sized):
+                return  # the end; an error would have been raised
+            if not self.connected:
+                self.connected = True
+                log.info("xds: connected to %s", self._upstream.address)
+            response = sized.response
+            self._observer.xds_message(response.type_url, sized.size)
+            update, requests = self.state.receive(response)
+            if requests[0].error:
+                log.error("xds: refused: %s", requests[0].error)
+            self._on_update(update)
+            for request in requests:
+                outgoing.put_nowait(request)
+
+
+class _Sized:
+    """A response and how many bytes it was."""
+
+    __slots__ = ("response", "size")
+
+    def __init__(self, raw: bytes) -> None:
+        self.size = len(raw)
+        try:
+            pb = discovery_pb2.DeltaDiscoveryResponse.FromString(raw)
+        except DecodeError as e:
+            raise BadInput(f"xDS: a response that does not parse: {e}") from e
+        self.response = Response(
+            pb.type_url,
+            pb.nonce,
+            tuple(
+                Resource(r.name, r.version, r.resource.type_url, r.resource.value, tuple(r.aliases))
+                for r in pb.resources
+            ),
+            tuple(pb.removed_resources),
+        )
+
+
+def _to_pb(request: Request, node: Node | None) -> discovery_pb2.DeltaDiscoveryRequest:
+    pb = discovery_pb2.DeltaDiscoveryRequest(
+        type_url=request.type_url,
+        resource_names_subscribe=request.subscribe,
+        resource_names_unsubscribe=request.unsubscribe,
+        initial_resource_versions=dict(request.initial_versions),
+        response_nonce=request.nonce,
+    )
+    if node is not None:
+        pb.node.CopyFrom(node.to_pb())
+    if request.error:
+        pb.error_detail.code = _INVALID_ARGUMENT
+        pb.error_detail.message = request.error
+    return pb
+
+
+def header_environment(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Collect `<prefix>NAME=value` variables as headers (XDS_HEADER_*, CA_HEADER_*)."""
+    return {k[len(prefix) :].lower(): v for k, v in environ.items() if k.startswith(prefix)}
+
+
+def node_metadata(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Collect ISTIO_META_* as text; used beside what the component says of itself."""
+    return {k[len("ISTIO_META_") :]: v for k, v in environ.items() if k.startswith("ISTIO_META_")}
