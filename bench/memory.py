@@ -19,7 +19,7 @@ _SETTLE_SECONDS: Final = 2.0
 
 
 def snapshot(way: Way) -> dict[str, dict[str, float]]:
-    """RSS and PSS in MiB of the proxies of each side."""
+    """RSS and PSS in MiB of the proxies of each node or pod."""
     sides = {}
     for side, pids in way.sides().items():
         memory = usage.memory(pids)

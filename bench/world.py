@@ -17,7 +17,7 @@ from typing import Any, Final
 from bench import envoy
 from bench.errors import BenchError
 from bench.load import HTTP_PORT, IPERF_PORT
-from bench.objects import CLIENT, manifest, nginx_config
+from bench.objects import CLIENT, FAR, NEAR, manifest, nginx_config
 from bench.pods import Pod, stop
 from bench.rows import SERVERS
 from cli.target import LabTarget
@@ -32,12 +32,12 @@ _LAB_SECONDS: Final = 120.0  # far more than a lab takes, far less than a hung C
 
 @dataclass(slots=True)
 class Way:
-    """A contender: the client pod, the server pods by name, and whose CPU and memory it costs."""
+    """A contender: the client pod, the server pods by name, and the proxies it is charged for."""
 
     name: str
     client: Pod
     servers: dict[str, Pod]
-    sides: Callable[[], dict[str, list[int]]]  # processes on the client's and the server's side
+    sides: Callable[[], dict[str, list[int]]]  # proxy processes by node or pod
     lab: str
 
     def target(self, server: str) -> tuple[str, int, int]:
@@ -91,10 +91,10 @@ def _find_pods(lab: str) -> dict[tuple[str, str], Pod]:
 def _ztunnels(client: Pod, far_server: Pod) -> dict[str, list[int]]:
     """Processes of the two nodes' proxies; the control process and all relay workers of each."""
     found = {}
-    for side, pod in (("client", client), ("server", far_server)):
+    for node, pod in ((NEAR, client), (FAR, far_server)):
         assert pod.cgroup is not None
-        node = pod.cgroup.parents[1]  # NODE/pods/UID
-        found[side] = cgroups.members(node / "system" / "ztunnel")
+        folder = pod.cgroup.parents[1]  # NODE/pods/UID
+        found[node] = cgroups.members(folder / "system" / "ztunnel")
     return found
 
 
@@ -127,9 +127,9 @@ def _envoy_pair(pods: dict[tuple[str, str], Pod], scratch: Path) -> Iterator[Env
             started[pod] = pod.start(command, scratch / "envoy.log")
 
         def sides() -> dict[str, list[int]]:
-            # One server at a time carries traffic; both count, the idle one costs nothing.
-            servers = [started[pod].pid for pod in plain.servers.values()]
-            return {"client": [started[plain.client].pid], "server": servers}
+            # One server at a time carries traffic; an idle sidecar costs no CPU time.
+            pods = {CLIENT: plain.client, **plain.servers}
+            return {name: [started[pod].pid] for name, pod in pods.items()}
 
         yield EnvoyWay("envoy", plain.client, plain.servers, sides, _LAB, list(plain.servers))
     finally:
