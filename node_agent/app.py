@@ -15,7 +15,9 @@ from typing import Any, Final
 
 from prometheus_client import start_http_server
 
+from bpf import features
 from bpf.datapath import Datapath
+from bpf.sources import HOOKS
 from mesh.errors import ConfigError, MeshError, Unsupported
 from node_agent.agent import Agent
 from node_agent.cleanup import clean
@@ -24,7 +26,7 @@ from node_agent.folder_source import FolderSource
 from node_agent.keeper import Keeper, private_folder
 from node_agent.metrics import Metrics
 from node_agent.pods import Sandboxes
-from node_agent.redirect import EBPF, NFTABLES, EbpfRedirect, NftRedirect
+from node_agent.redirect import NFTABLES, EbpfRedirect, NftRedirect
 from node_agent.status import describe
 from node_agent.steps import Ways
 from node_agent.web import HealthServer
@@ -70,8 +72,7 @@ async def _run(config: Config) -> None:
     agent = Agent(source, sandboxes, ways, config.zds, config.release_grace, metrics)
     _serve_health(config, agent, loop)
     start_http_server(config.metrics[1], config.metrics[0], registry=metrics.registry)
-    hooks = ways.ebpf.datapath.counters() if ways.ebpf else {}
-    metrics.set_mode(EBPF if ways.ebpf else NFTABLES, dict.fromkeys(hooks, True))
+    metrics.set_mode(ways.preferred, {hook: not cause for hook, cause in ways.hooks.items()})
     agent.start()
     log.info("node %s: managing its pods, capture by %s", config.node, ways.preferred)
     await stop.wait()
@@ -93,10 +94,19 @@ def _ways(config: Config) -> Ways:
     except Unsupported as error:
         if config.redirect != AUTO:
             raise
-        log.warning("%s. Falling back to nftables inside each pod (--redirect auto).", error)
+        log.warning("falling back to nftables inside each pod (--redirect auto): %s", error)
         Datapath.remove(config.pins)
-        return Ways(None, nft, str(error))
-    return Ways(EbpfRedirect(datapath, config.node_addresses), nft)
+        return Ways(None, nft, str(error), _hooks())
+    hooks = {hook.name: "" for hook in HOOKS}
+    return Ways(EbpfRedirect(datapath, config.node_addresses), nft, "", hooks)
+
+
+def _hooks() -> dict[str, str]:
+    """Find out which hooks would load, and why the others do not."""
+    try:
+        return {feature.hook: feature.cause for feature in features.probe()}
+    except Unsupported as error:
+        return {hook.name: str(error) for hook in HOOKS}
 
 
 def _serve_health(config: Config, agent: Agent, loop: asyncio.AbstractEventLoop) -> None:

@@ -49,8 +49,6 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     ]
     addresses = args.node_address or os.environ.get("AMBIT_NODE_ADDRESSES", "").split(",")
     addresses = [a.strip() for a in addresses if a.strip()]
-    if not addresses and not args.cleanup:
-        missing.append("--node-address")
     if missing:
         parser.error(f"needed: {', '.join(missing)} (or their environment variables, see --help)")
     try:
@@ -105,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="IP",
         help="an address from which this node probes its pods; repeat for each "
-        "(AMBIT_NODE_ADDRESSES, comma separated)",
+        "(AMBIT_NODE_ADDRESSES, comma separated) [the one it would use toward each pod]",
     )
     option("--redirect", "AMBIT_REDIRECT", AUTO, f"one of {', '.join(_MODES)}; auto falls back")
     option("--metrics", "AMBIT_METRICS", f"0.0.0.0:{AGENT_METRICS}", "where to serve /metrics")

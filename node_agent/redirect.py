@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import socket
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 from bpf.datapath import Datapath, PodCapture, netns_cookie
+from mesh.ports import PROBE_PORT
 from mesh.wire import zds
 from node_agent import nft
 from node_agent.sandbox import Sandbox, StepError
@@ -40,6 +43,17 @@ class Redirect(Protocol):
         """Give how many connections were captured: (outbound, inbound)."""
 
 
+def probe_sources(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Give the address this node would use toward each of a pod's addresses; nothing is sent."""
+    found: list[str] = []
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.connect((address, PROBE_PORT))
+            found.append(sock.getsockname()[0])
+    return tuple(found)
+
+
 class EbpfRedirect:
     """By the node's hooks: one map entry and one sk_lookup link for each pod."""
 
@@ -47,6 +61,7 @@ class EbpfRedirect:
     number: Final = zds.REDIRECT_EBPF
 
     def __init__(self, datapath: Datapath, node_addresses: Sequence[str]) -> None:
+        """`node_addresses`: where probes come from; none given, see probe_sources()."""
         self.datapath = datapath
         self._node_addresses = tuple(node_addresses)
 
@@ -59,9 +74,8 @@ class EbpfRedirect:
         known = self.datapath.captured().get(pod.uid)
         if known is not None and known.netns_cookie != cookie:
             self.datapath.release(pod.uid)  # an earlier sandbox of the same pod
-        capture = PodCapture(
-            pod.uid, cookie, pod.addresses, self._node_addresses, tuple(pod.probe_ports)
-        )
+        probers = self._node_addresses or probe_sources(pod.addresses)
+        capture = PodCapture(pod.uid, cookie, pod.addresses, probers, pod.probe_ports)
         self.datapath.capture(capture, sandbox.netns, listener)
 
     def release(self, uid: str, sandbox: Sandbox | None) -> None:
@@ -83,11 +97,13 @@ class NftRedirect:
     number: Final = zds.REDIRECT_NFTABLES
 
     def __init__(self, node_addresses: Sequence[str]) -> None:
+        """`node_addresses`: where probes come from; none given, see probe_sources()."""
         self._node_addresses = tuple(node_addresses)
 
     def capture(self, pod: DesiredPod, sandbox: Sandbox) -> None:
         """Install the rules."""
-        nft.install(pod, sandbox.netns, self._node_addresses)
+        probers = self._node_addresses or probe_sources(pod.addresses)
+        nft.install(pod, sandbox.netns, probers)
 
     def release(self, uid: str, sandbox: Sandbox | None) -> None:
         """Leave only what open connections need. Rules of a dead namespace died with it."""

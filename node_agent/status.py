@@ -13,10 +13,16 @@ from node_agent.hub import Session
 def describe(node: str, agent: Agent) -> dict[str, Any]:
     """Say how pods are captured, each pod's state and reason, and which proxies are connected."""
     ways = agent.ways
-    hooks = ways.ebpf.datapath.counters() if ways.ebpf else {}
+    counters = ways.ebpf.datapath.counters() if ways.ebpf else {}
     return {
         "node": node,
-        "redirect": {"mode": ways.preferred, "cause": ways.cause, "hooks": hooks},
+        "redirect": {
+            "mode": ways.preferred,
+            "cause": ways.cause,
+            "hooks": {hook: 0 if cause else 1 for hook, cause in ways.hooks.items()},
+            "causes": {hook: cause for hook, cause in ways.hooks.items() if cause},
+            "counters": counters,
+        },
         "pods": [_pod(m, agent.mode_of(m.pod.uid)) for m in agent.machines.values()],
         "proxies": [_proxy(s) for s in agent.hub.sessions.values()],
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from mesh.wire import zds
@@ -25,11 +25,16 @@ Proved = Callable[[PodMachine, Exception | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """How pods can be captured here. ebpf None: not at all that way, `cause` says why."""
+    """How pods can be captured here.
+
+    ebpf None: not at all that way, `cause` says why. hooks: kernel hook to why it does not load,
+    "" when it does.
+    """
 
     ebpf: EbpfRedirect | None
     nft: NftRedirect
     cause: str = ""
+    hooks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def preferred(self) -> str:

@@ -201,7 +201,7 @@ class Rig:
             *("--objects", str(self.folder / "objects"), "--runtime", str(self.runtime)),
             *("--pins", str(self.pins), "--cgroup", str(self.cgroup)),
             *("--proxy-cgroup", str(self.cgroup / "system/ztunnel"), "--zds", str(self.zds)),
-            *("--node-address", NODE4, "--node-address", NODE6, "--release-grace", "0.5"),
+            *("--release-grace", "0.5"),
             *more,
         ]
 

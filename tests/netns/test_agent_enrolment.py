@@ -198,7 +198,7 @@ def nft_inbound(node: Rig, pod: Pod) -> int:
 
 
 def ebpf_inbound(node: Rig, pod: Pod) -> int:
-    path = Datapath.open(node.pins, node.cgroup, node.cgroup / "system/ztunnel")
+    path = Datapath.peek(node.pins)
     try:
         return path.pod_counters(pod.uid)[1]
     finally:

@@ -30,9 +30,8 @@ def node(tmp_path: Path) -> Iterator[Rig]:
 
 
 @pytest.mark.parametrize("mode", ["ebpf", "nftables"])
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_an_agent_restart_loses_no_connection(node: Rig, mode: str, end: int) -> None:
-    """Agent and proxy killed in turn and together, under loops of connects out and in."""
+def test_an_agent_restart_loses_no_connection(node: Rig, mode: str) -> None:
+    """Agent ended, then agent and proxy killed together, under loops of connects out and in."""
     agent = node.start_agent("--redirect", mode)
     proxy = node.start_proxy()
     pod = node.pod("web")
@@ -40,13 +39,13 @@ def test_an_agent_restart_loses_no_connection(node: Rig, mode: str, end: int) ->
     node.enrolled(pod)
     loops = [node.in_pod(pod, "loop", AWAY4, "80"), node.in_world("loop", pod.ipv4, "8080")]
     time.sleep(0.3)
-    node.kill(agent, end)
+    assert node.kill(agent, signal.SIGTERM) == 0
     time.sleep(0.2)
     assert node.mark(pod) == "enabled"
     agent = node.start_agent("--redirect", mode)
     until(lambda: node.log().count("has acknowledged every pod") == 2, "the proxy is back", 15)
-    node.kill(agent, end)
-    node.kill(proxy, signal.SIGTERM)
+    node.kill(agent, signal.SIGKILL)
+    node.kill(proxy, signal.SIGKILL)
     node.start_agent("--redirect", mode)
     node.start_proxy()
     until(lambda: node.log().count("has acknowledged every pod") == 3, "both are back", 15)
@@ -110,7 +109,7 @@ def test_a_pod_that_ended_while_no_agent_ran_is_cleaned_up(node: Rig) -> None:
 
 def test_a_plain_ztunnel_that_opens_its_own_listeners_is_served_by_nftables(node: Rig) -> None:
     """The common ZDS contract and no more: namespace only, rules in the pod, source kept."""
-    node.start_agent()
+    node.start_agent("--redirect", "nftables")
     node.start_proxy("--plain")
     pod = node.pod("web")
     node.in_pod(pod, "serve", "8080")
@@ -147,6 +146,42 @@ def test_broken_hooks_are_noticed_and_put_right(node: Rig) -> None:
     until(lambda: "not captured" in node.log(), "the proof fails", 15)
     until(lambda: node.log().count("has acknowledged every pod") == 2, "the proxy is back", 15)
     until(lambda: pods(node)[0]["state"] == "proved", "proved again", 15)
+    assert node.ask(pod, AWAY4, 80).split()[1] == "OUT"
+
+
+def test_a_detached_hook_makes_the_pod_pending(node: Rig) -> None:
+    """What the agent cannot put right it does not call enabled: outbound IPv4 runs free here."""
+    node.start_agent("--redirect", "ebpf")
+    proxy = node.start_proxy()
+    pod = node.pod("web")
+    node.enrolled(pod)
+    (node.pins / "hooks" / "connect4").unlink()
+    node.kill(proxy)
+    node.start_proxy()
+    until(lambda: node.mark(pod) == "pending", "the lie is taken back", 15)
+    assert node.condition(pod)["reason"] == "NotProved"
+    assert "192.0.2.1" in node.condition(pod)["message"]
+
+
+def test_a_hook_that_does_not_load_means_nftables_and_is_said(
+    node: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message with hook, cause and way out; metric and status say the same."""
+    monkeypatch.setenv("AMBIT_DISABLE_HOOKS", "sk_lookup")
+    node.start_agent()
+    node.start_proxy()
+    pod = node.pod("web")
+    node.enrolled(pod)
+    messages = [line for line in node.log().splitlines() if "falling back" in line]
+    assert len(messages) == 1
+    assert "sk_lookup" in messages[0]
+    redirect = json.loads(node.fetch(8000, "/status"))["redirect"]
+    assert redirect["mode"] == "nftables"
+    assert "sk_lookup" in redirect["cause"]
+    assert (redirect["hooks"]["connect4"], redirect["hooks"]["sk_lookup"]) == (1, 0)
+    metrics = node.fetch(15014, "/metrics")
+    assert 'ambit_hook_loaded{hook="sk_lookup"} 0.0' in metrics
+    assert 'ambit_redirect_mode{mode="nftables"} 1.0' in metrics
     assert node.ask(pod, AWAY4, 80).split()[1] == "OUT"
 
 
