@@ -47,9 +47,7 @@ def make_node(layout: Layout, node: str, address: NodeAddress) -> None:
     netns.inside(NETNS / name, lambda: netns.write_sysctls(_FORWARDING))
     _plug(layout, f"n{address.index}", name, address.v4, address.v6)
     # What the service rules did not rewrite has to come as far as the rule that rejects it.
-    netns.links(
-        name, [f"route add {SERVICES_V4} dev eth0", f"route add {SERVICES_V6} dev eth0"]
-    )
+    netns.links(name, [f"route add {SERVICES_V4} dev eth0", f"route add {SERVICES_V6} dev eth0"])
 
 
 def connect_nodes(layout: Layout, nodes: dict[str, NodeAddress]) -> None:

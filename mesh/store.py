@@ -99,6 +99,13 @@ class FolderStore:
             found = self._cache.merged.get(key)
             return marshal.loads(found.data) if found else None
 
+    def as_written(self, kind: str, namespace: str | None, name: str) -> Object | None:
+        """Return one object without what controllers wrote about it, or None: to edit and apply."""
+        key = make_key(kind, namespace, name)
+        with self._lock:
+            self._cache.refresh()
+            return self._written(key)
+
     def changes(self, known: Mapping[Key, int]) -> tuple[dict[Key, tuple[int, Object]], set[Key]]:
         """Compare with revisions seen before: ({key: (revision, object)} new or changed, gone)."""
         with self._lock:

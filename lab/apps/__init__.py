@@ -1,1 +1,1 @@
-"""Programs that run in the lab's pods."""
+"""Small programs that pods of the examples run."""

@@ -1,0 +1,436 @@
+"""The lab's moving state: nodes, pods, components; brought in line with the objects by tick()."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from lab import cgroups, components, host, netns, network, services, tokens, workloads
+from lab.components import Component, Settings, Tokens
+from lab.errors import LabError
+from lab.kubelet import MANAGER, Kubelet, Node, Phase, PodRunner
+from lab.layout import (
+    CP_V4,
+    CP_V6,
+    DNS_NAMESPACE,
+    DNS_VIP,
+    MAX_NODES,
+    MAX_PODS,
+    NETNS,
+    Layout,
+    NodeAddress,
+)
+from lab.place import etc_files, write_etc
+from lab.probes import Prober
+from lab.workloads import STATIC, is_static, is_terminal, namespace_of
+from mesh.enrolment import wants
+from mesh.errors import MeshError
+from mesh.manifest import CLUSTER_SCOPED
+from mesh.ports import ROOT_NAMESPACE
+from mesh.store import FolderStore
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+
+_SAME_LOG: Final = 10.0  # seconds between two equal complaints
+
+
+class Cluster:
+    """Everything the manager runs. One thread."""
+
+    def __init__(self, layout: Layout, settings: Settings, wake: Callable[[], None]) -> None:
+        """Make the fabric and start what every lab has."""
+        self.layout = layout
+        self.settings = settings
+        self.store = FolderStore(layout.objects)
+        self._wake = wake
+        self._cgroup = cgroups.make(host.cgroup_root() / "ambit" / layout.name)
+        self._nodes: dict[str, Node] = {}
+        self._pods: dict[str, PodRunner] = {}  # by uid
+        self.components: dict[str, Component] = {}
+        self._namespaces: set[str] = set()  # seen
+        self._numbers: dict[str, int] = {}  # last pod number given out, by node
+        self._rules: dict[str, str] = {}  # loaded in a node
+        self._names: str | None = None
+        self._dice = random.Random()
+        self._complaints: dict[str, float] = {}
+        self._kubelet = Kubelet(layout, self.store, self._wants, wake)
+        self._by_key: dict[tuple[str, str, str], Object] = {}
+        self._tokens: Tokens | None = None
+        network.make_fabric(layout)
+        self._prober = Prober(NETNS / layout.control_plane_netns)
+        self._start_shared()
+
+    def _start_shared(self) -> None:
+        components.dns_hosts(self.layout).write_text("")
+        self._add(components.dns(self.layout, self._cgroup))
+        self.store.apply(_dns_service())
+        self.store.apply(_static_pod(DNS_NAMESPACE, "cluster-dns", "", "default"))
+        self._say_static(DNS_NAMESPACE, "cluster-dns", [CP_V4, CP_V6], True)
+        if self.settings.mesh:
+            self._tokens = Tokens(self.layout)
+            self._add(
+                components.control_plane(self.layout, self.settings, self._cgroup, self._prober)
+            )
+
+    def _add(self, component: Component) -> None:
+        self.components[component.name] = component
+
+    # ---- one turn ----------------------------------------------------------------------------
+
+    def tick(self, changed: bool) -> None:
+        """Do what can be done now; `changed`: the objects may have."""
+        now = time.monotonic()
+        self._tick_components(now)
+        if changed:
+            self._reconcile(now)
+        self._tick_pods(now)
+        if changed:
+            self._publish()
+
+    def due(self) -> float:
+        """When the next turn is needed at the latest (monotonic)."""
+        times = [time.monotonic() + 5.0]
+        times += [t for c in self.components.values() if (t := c.due()) is not None]
+        times += [t for p in self._pods.values() if (t := p.due()) is not None]
+        if self._tokens and (t := self._tokens.due()) is not None:
+            times.append(t)
+        return min(times)
+
+    def _reconcile(self, now: float) -> None:
+        everything = self.store.list()
+        for obj in workloads.implied(everything):
+            if namespace_of(obj) not in self._namespaces - self._alive(everything):
+                self.store.apply(obj)
+        self._collect(everything)
+        everything = self.store.list()
+        for node in [o for o in everything if o["kind"] == "Node"]:
+            self._ensure_node(node)
+        for service in [o for o in everything if o["kind"] == "Service"]:
+            self._complete_service(service, everything)
+        for deployment in [o for o in everything if o["kind"] == "Deployment"]:
+            self._roll(deployment, everything)
+        everything = self.store.list()
+        self._by_key = {_key(o): o for o in everything}
+        self._adopt_pods([o for o in everything if o["kind"] == "Pod"], now)
+        self._namespaces |= self._alive(everything)
+
+    @staticmethod
+    def _alive(everything: list[Object]) -> set[str]:
+        return {o["metadata"]["name"] for o in everything if o["kind"] == "Namespace"}
+
+    def _collect(self, everything: list[Object]) -> None:
+        """Delete what a deleted owner leaves behind: a namespace's objects, a Deployment's pods."""
+        gone = self._namespaces - self._alive(everything)
+        doomed = [
+            o
+            for o in everything
+            if o["kind"] not in CLUSTER_SCOPED and o["metadata"].get("namespace") in gone
+        ]
+        for obj in [*doomed, *workloads.orphans(everything)]:
+            self.store.delete(obj["kind"], namespace_of(obj), obj["metadata"]["name"])
+        self._namespaces -= gone
+
+    def _complain(self, what: str) -> None:
+        now = time.monotonic()
+        if now - self._complaints.get(what, -_SAME_LOG) >= _SAME_LOG:
+            self._complaints[what] = now
+            log.error("%s", what)
+
+    # ---- nodes -------------------------------------------------------------------------------
+
+    def _ensure_node(self, obj: Object) -> None:
+        name = obj["metadata"]["name"]
+        if name in self._nodes:
+            return
+        if len(self._nodes) >= MAX_NODES:
+            self._complain(f"Node {name}: a lab holds {MAX_NODES} nodes; this one is ignored")
+            return
+        layout, address = self.layout, NodeAddress(len(self._nodes) + 1)
+        network.make_node(layout, name, address)
+        cgroup = cgroups.make(self._cgroup / name)
+        layout.runtime(name).mkdir(parents=True, exist_ok=True)
+        (layout.node(name) / "agent").mkdir(mode=0o700, exist_ok=True)
+        files = etc_files(layout, f"node-{name}")
+        resolv = services.resolv_conf(ROOT_NAMESPACE, DNS_VIP)
+        write_etc(files, resolv, services.hosts(name, [address.v4, address.v6]))
+        node = Node(name, address, cgroup, Prober(NETNS / layout.node_netns(name)))
+        self._nodes[name] = node
+        network.connect_nodes(layout, {n.name: n.address for n in self._nodes.values()})
+        self.store.patch("Node", None, name, MANAGER, _node_status(name, address))
+        if self.settings.mesh:
+            self._start_node(node)
+        log.info("node %s: %s, pods %s", name, address.v4, address.pods_v4)
+
+    def _start_node(self, node: Node) -> None:
+        args = (self.layout, self.settings, node.name, node.address, node.cgroup, node.prober)
+        for part, account in components.ACCOUNTS.items():
+            self.store.apply(_object("ServiceAccount", ROOT_NAMESPACE, account))
+            pod = f"{account}-{node.name}"
+            self.store.apply(_static_pod(ROOT_NAMESPACE, pod, node.name, account))
+            self._say_static(ROOT_NAMESPACE, pod, [node.address.v4, node.address.v6], False)
+            self._add(components.ztunnel(*args) if part == "ztunnel" else components.agent(*args))
+        self._tick_tokens(time.monotonic())
+
+    def _tick_tokens(self, now: float) -> None:
+        if self._tokens is None:
+            return
+        subjects = {}
+        for node in self._nodes:
+            name = f"{components.ACCOUNTS['ztunnel']}-{node}"
+            uids = [
+                self.store.get(kind, namespace, n)
+                for kind, namespace, n in (
+                    ("ServiceAccount", ROOT_NAMESPACE, components.ACCOUNTS["ztunnel"]),
+                    ("Pod", ROOT_NAMESPACE, name),
+                    ("Node", None, node),
+                )
+            ]
+            account, pod, machine = (str((o or {}).get("metadata", {}).get("uid")) for o in uids)
+            subjects[node] = tokens.Subject(
+                ROOT_NAMESPACE, components.ACCOUNTS["ztunnel"], account, name, pod, node, machine
+            )
+        self._tokens.tick(now, subjects)
+
+    # ---- components --------------------------------------------------------------------------
+
+    def _tick_components(self, now: float) -> None:
+        if self._tokens and (due := self._tokens.due()) is not None and now >= due:
+            self._tick_tokens(now)
+        for name, component in self.components.items():
+            if component.tick(now, self._wake):
+                self.say_component(name)
+
+    def say_component(self, name: str) -> None:
+        """Write a component's readiness to the Pod object that stands for it."""
+        part, _, node = name.partition("/")
+        if part in components.ACCOUNTS and node in self._nodes:
+            address, component = self._nodes[node].address, self.components[name]
+            pod = f"{components.ACCOUNTS[part]}-{node}"
+            why = component.watch.message if component.watch else ""
+            restarts = component.process.restarts
+            self._say_static(
+                ROOT_NAMESPACE, pod, [address.v4, address.v6], component.ready, why, restarts
+            )
+
+    def _say_static(
+        self,
+        namespace: str,
+        name: str,
+        addresses: list[str],
+        ready: bool,
+        why: str = "starting",
+        restarts: int = 0,
+    ) -> None:
+        condition: Object = {"type": "Ready", "status": "True" if ready else "False"}
+        if not ready:
+            condition |= {"reason": "ContainersNotReady", "message": why}
+        status = {
+            "phase": "Running",
+            "podIP": addresses[0],
+            "podIPs": [{"ip": a} for a in addresses],
+            "hostIP": addresses[0],
+            "hostIPs": [{"ip": a} for a in addresses],
+            "conditions": [condition],
+            "containerStatuses": [{"name": "main", "ready": ready, "restartCount": restarts}],
+        }
+        self.store.patch("Pod", namespace, name, MANAGER, {"status": status})
+
+    # ---- controllers -------------------------------------------------------------------------
+
+    def _complete_service(self, service: Object, everything: list[Object]) -> None:
+        taken = {a for o in everything if o["kind"] == "Service" for a in services.addresses(o)}
+        try:
+            new = services.with_addresses(service, taken)
+        except LabError as e:
+            self._complain(str(e))
+            return
+        if new is not None:
+            self.store.apply(_unmerged(new))
+            service["spec"] = new["spec"]
+
+    def _roll(self, deployment: Object, everything: list[Object]) -> None:
+        name, namespace = deployment["metadata"]["name"], namespace_of(deployment)
+        own = [
+            o
+            for o in everything
+            if o["kind"] == "Pod" and namespace_of(o) == namespace and workloads.owner(o) == name
+        ]
+        plan = workloads.plan(deployment, own, self._dice)
+        for pod in plan.create:
+            self.store.apply(pod)
+        for pod in plan.delete:
+            self.store.delete("Pod", namespace, pod["metadata"]["name"])
+        self.store.patch("Deployment", namespace, name, MANAGER, {"status": plan.status})
+
+    def _wants(self, pod: Object) -> bool:
+        namespace = self._by_key.get(("Namespace", "", namespace_of(pod)))
+        return self.settings.mesh and wants(pod, namespace)
+
+    # ---- pods --------------------------------------------------------------------------------
+
+    def _adopt_pods(self, pods: list[Object], now: float) -> None:
+        """Start runners for new pods, end those of deleted ones."""
+        present = {p["metadata"]["uid"]: p for p in pods if not is_static(p)}
+        for uid, runner in self._pods.items():
+            if uid in present:
+                runner.update(present[uid])
+            else:
+                runner.stop(now)
+        names = {(r.key, r.node.name) for r in self._pods.values()}
+        busy = {key for key, _ in names}
+        load = Counter(r.node.name for r in self._pods.values())
+        machines = {n: self._by_key[("Node", "", n)] for n in self._nodes if self._has_node(n)}
+        for uid, pod in present.items():
+            key = f"{namespace_of(pod)}/{pod['metadata']['name']}"
+            # One that was terminal before this lab's manager came has nothing to run.
+            if uid in self._pods or key in busy or is_terminal(pod):
+                continue
+            wanted = pod["spec"].get("nodeName")
+            node = wanted or workloads.choose_node(pod, machines, load)
+            if node not in machines:
+                self._unschedulable(pod, wanted, list(machines))
+                continue
+            load[node] += 1
+            if not wanted:
+                pod["spec"]["nodeName"] = node
+                self.store.apply(_unmerged(pod))
+            number = self._number(node)
+            self._pods[uid] = PodRunner(self._kubelet, self._nodes[node], pod, number)
+
+    def _has_node(self, name: str) -> bool:
+        return ("Node", "", name) in self._by_key
+
+    def _number(self, node: str) -> int:
+        """Give out the number that was free longest."""
+        used = {r.number for r in self._pods.values() if r.node.name == node}
+        last = self._numbers.get(node, 1)
+        for step in range(1, MAX_PODS + 1):
+            number = 2 + (last - 2 + step) % MAX_PODS
+            if number not in used:
+                self._numbers[node] = number
+                return number
+        raise LabError(f"node {node} is full: it holds {MAX_PODS} pods; add a Node")
+
+    def _unschedulable(self, pod: Object, wanted: str | None, nodes: list[str]) -> None:
+        if wanted:
+            why = f"spec.nodeName {wanted} is no node of this lab; there are: {', '.join(nodes)}"
+        else:
+            why = f"no node has the labels {pod['spec'].get('nodeSelector')}"
+        condition = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": why,
+        }
+        patch = {"status": {"phase": "Pending", "conditions": [condition]}}
+        self.store.patch("Pod", namespace_of(pod), pod["metadata"]["name"], MANAGER, patch)
+
+    def _tick_pods(self, now: float) -> None:
+        for uid, runner in list(self._pods.items()):
+            try:
+                runner.tick(now)
+            except (MeshError, OSError, KeyError, TypeError) as e:
+                # One pod's odd spec must not end everybody's lab.
+                self._complain(f"Pod {runner.key}: {e!r}")
+                runner.why = str(e)
+                runner.report()
+            if runner.phase is Phase.GONE:
+                del self._pods[uid]
+                self._wake()
+
+    # ---- services and names ------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Bring rules and names in line with services and ready pods."""
+        all_services = self.store.list("Service")
+        pods = [p for p in self.store.list("Pod") if not is_terminal(p)]
+        served = services.ports(all_services, pods)
+        for node in self._nodes.values():
+            local = [
+                a
+                for r in self._pods.values()
+                if r.node is node and not r.host_network
+                for a in r.addresses
+            ]
+            rules = services.rules(served, local)
+            if self._rules.get(node.name) != rules:
+                try:
+                    netns.nft(self.layout.node_netns(node.name), rules)
+                    self._rules[node.name] = rules
+                except LabError as e:
+                    self._complain(f"node {node.name}: service rules: {e}")
+        names = services.host_names(all_services, pods)
+        if names != self._names:
+            path = components.dns_hosts(self.layout)
+            path.with_suffix(".tmp").write_text(names)
+            path.with_suffix(".tmp").rename(path)
+            self.components[components.DNS].process.send(_RELOAD)
+            self._names = names
+
+
+_RELOAD: Final = 1  # SIGHUP: dnsmasq reads its hosts files again
+
+
+def _key(obj: Object) -> tuple[str, str, str]:
+    namespace = "" if obj["kind"] in CLUSTER_SCOPED else namespace_of(obj)
+    return obj["kind"], namespace, obj["metadata"]["name"]
+
+
+def _unmerged(obj: Object) -> Object:
+    """Drop what controllers say about an object: that is kept apart from what is applied."""
+    return {k: v for k, v in obj.items() if k != "status"}
+
+
+def _object(kind: str, namespace: str | None, name: str, **fields: Any) -> Object:
+    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
+    version = "v1"
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
+
+
+def _static_pod(namespace: str, name: str, node: str, account: str) -> Object:
+    spec: Object = {
+        "hostNetwork": True,
+        "serviceAccountName": account,
+        "containers": [{"name": "main"}],
+    }
+    if node:
+        spec["nodeName"] = node
+    pod = _object("Pod", namespace, name, spec=spec)
+    labels = {"k8s-app": "kube-dns"} if namespace == DNS_NAMESPACE else {"app": account}
+    pod["metadata"] |= {"labels": labels, "annotations": {STATIC: "true"}}
+    return pod
+
+
+def _dns_service() -> Object:
+    ports = [
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+        {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+    ]
+    spec = {
+        "clusterIP": DNS_VIP,
+        "clusterIPs": [DNS_VIP],
+        "ipFamilies": ["IPv4"],
+        "selector": {"k8s-app": "kube-dns"},
+        "ports": ports,
+    }
+    return _object("Service", DNS_NAMESPACE, "kube-dns", spec=spec)
+
+
+def _node_status(name: str, address: NodeAddress) -> Object:
+    return {
+        "metadata": {"labels": {"kubernetes.io/hostname": name}},
+        "status": {
+            "addresses": [
+                {"type": "InternalIP", "address": address.v4},
+                {"type": "InternalIP", "address": address.v6},
+                {"type": "Hostname", "address": name},
+            ],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }

@@ -1,0 +1,92 @@
+"""Become a process of a pod or a node: `launch.py SPEC COMMAND...`, SPEC being JSON.
+
+    {"netns": path or null, "cgroup": path, "mounts": {target: source}, "cwd": path or null,
+     "env": {name: text}, "log": path or null, "session": bool, "die_with_parent": bool}
+
+A program of its own that imports next to nothing: it runs once for every process of the lab, and
+what it changes (namespaces, control group, mounts) it changes in itself, then it becomes COMMAND.
+Exits 127 when COMMAND is not found, 126 when it or its place cannot be used.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+
+_CLONE_NEWNS = 0x20000  # linux/sched.h
+_CLONE_NEWNET = 0x40000000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000  # linux/mount.h
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), what)
+
+
+def _mount(source: "str | None", target: str, flags: int) -> None:
+    raw = source.encode() if source else None
+    _check(_libc.mount(raw, target.encode(), None, ctypes.c_ulong(flags), None), target)
+
+
+def _die_with(parent: int) -> None:
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    if os.getppid() != parent:
+        sys.exit(126)  # it went before we asked
+
+
+def enter(spec: "dict[str, object]") -> None:
+    """Move into the place that SPEC names; raises OSError."""
+    if spec.get("session"):
+        os.setsid()
+    if spec.get("log"):
+        fd = os.open(str(spec["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+    with open(os.path.join(str(spec["cgroup"]), "cgroup.procs"), "w") as group:
+        group.write("0")
+    if spec.get("netns"):
+        fd = os.open(str(spec["netns"]), os.O_RDONLY)
+        _check(_libc.setns(fd, _CLONE_NEWNET), str(spec["netns"]))
+        os.close(fd)
+    mounts = spec.get("mounts")
+    if isinstance(mounts, dict) and mounts:
+        _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+        # Slave: later mounts of the machine (a new /run/netns/NAME) still show up here.
+        _mount(None, "/", _MS_REC | _MS_SLAVE)
+        for target, source in mounts.items():
+            _mount(source, os.path.realpath(target), _MS_BIND)
+    if spec.get("cwd"):
+        os.chdir(str(spec["cwd"]))
+
+
+def main() -> None:
+    """Do it."""
+    spec, command = json.loads(sys.argv[1]), sys.argv[2:]
+    try:
+        if spec.get("die_with_parent"):
+            _die_with(spec["die_with_parent"])
+        enter(spec)
+    except OSError as error:
+        sys.stderr.write(f"cannot start {command[0]}: {error}\n")
+        sys.exit(126)
+    # The interpreter ignores these; the program it becomes should not start so.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        os.execvpe(command[0], command, spec["env"])
+    except FileNotFoundError:
+        sys.stderr.write(f"{command[0]}: not found in PATH {spec['env'].get('PATH', '')}\n")
+        sys.exit(127)
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+        sys.exit(126)
+
+
+if __name__ == "__main__":
+    main()
