@@ -189,7 +189,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A connection ended. Bytes are from the reporter's own side (sent = toward the far end)."""
+    """A connection ended. Bytes are from the reporter's own side (sent = toward the far end).
+
+    Bytes already told by Progress are in them again. opened: an Opened came before.
+    """
 
     conn: Connection
     bytes_sent: int
@@ -197,6 +200,9 @@ class Closed:
     duration_ms: int
     flag: str = "-"  # response_flags of the metrics contract
     error: str = ""
+    opened: bool = True
+    told_sent: int = 0  # of the bytes, told by Progress before
+    told_recv: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,19 @@ class Reporter(Handler):
                 wait_closed.append(flow)
             else:
                 ms = int((flow.ended - flow.started) * 1000)
-                events.append(ipc.Closed(conn, flow.sent, flow.recv, ms, flow.flag, flow.error))
+                events.append(
+                    ipc.Closed(
+                        conn,
+                        flow.sent,
+                        flow.recv,
+                        ms,
+                        flow.flag,
+                        flow.error,
+                        flow.opened,
+                        flow.told_sent,
+                        flow.told_recv,
+                    )
+                )
         self._closed = wait_closed
         return tuple(events)
 
