@@ -59,7 +59,8 @@ def addresses_of(values: list[Any]) -> tuple[str, ...]:
     out: dict[str, None] = {}
     for value in values:
         try:
-            out[str(ipaddress.ip_address(value))] = None
+            if isinstance(value, str):
+                out[str(ipaddress.ip_address(value))] = None
         except ValueError:
             continue
     return tuple(out)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from control_plane.translate.findings import (
@@ -43,6 +43,18 @@ class Policy:
     authorization: Authorization | None
     selector: Mapping[str, str] | None
     condition: Condition
+
+
+@dataclass(frozen=True, slots=True)
+class _Alternative:
+    """One of several matches that are OR'ed.
+
+    They differ where a value of a list is bad: `broad` is without that list, `kept` is with the
+    good values of it.
+    """
+
+    broad: Match
+    kept: Match
 
 
 # ---- values ----------------------------------------------------------------------------------
@@ -104,20 +116,34 @@ def _negated(name: str) -> str:
     return "not" + name[0].upper() + name[1:]
 
 
-def _values(
-    raw: Any, path: str, parse: _Parser, namespace: str, findings: Findings
-) -> tuple[Any, ...]:
-    """Parse a list of values; a bad one is a finding and is left out."""
-    out = []
-    for i, value in enumerate(sequence(raw, path, findings)):
-        text = str(value) if isinstance(value, str | int) else ""
-        try:
-            if not text:
-                raise ValueError("must be text and not empty")
-            out.append(parse(text, namespace))
-        except ValueError as e:
-            findings.invalid.append(f"{path}[{i}]: {value!r}: {e}"[:400])
-    return tuple(out)
+class _MatchBuilder:
+    """Collects the fields of one match, and what is wrong with them."""
+
+    def __init__(self, namespace: str) -> None:
+        self.findings = Findings()
+        self._namespace = namespace
+        self._broad: dict[str, tuple[Any, ...]] = {}
+        self._kept: dict[str, tuple[Any, ...]] = {}
+
+    def add(self, raw: Any, path: str, attribute: str, parse: _Parser) -> None:
+        """Parse a list of values; a bad one is a finding."""
+        before = len(self.findings.invalid)
+        values = []
+        for i, value in enumerate(sequence(raw, path, self.findings)):
+            text = str(value) if isinstance(value, str | int) else ""
+            try:
+                if not text:
+                    raise ValueError("must be text and not empty")
+                values.append(parse(text, self._namespace))
+            except ValueError as e:
+                self.findings.invalid.append(f"{path}[{i}]: {value!r}: {e}"[:400])
+        self._kept[attribute] = tuple(values)
+        if len(self.findings.invalid) == before:
+            self._broad[attribute] = tuple(values)
+
+    def build(self) -> _Alternative:
+        """Build the match in both readings."""
+        return _Alternative(Match(**self._broad), Match(**self._kept))
 
 
 # ---- rules -----------------------------------------------------------------------------------
@@ -130,9 +156,10 @@ def _fields(
     l7: tuple[str, ...],
     namespace: str,
     findings: Findings,
-) -> Match:
+) -> _Alternative:
     """Read a source or an operation."""
-    found = Findings()
+    builder = _MatchBuilder(namespace)
+    found = builder.findings
     known = {*l4, *map(_negated, l4), *l7, *map(_negated, l7)}
     unknown_fields(value, known, path, found)
     if not any(value.get(name) for name in known) and not found:
@@ -141,39 +168,37 @@ def _fields(
         for field in (name, _negated(name)):
             if value.get(field):
                 found.unsupported.append(f"{path}.{field}")
-    parts: dict[str, tuple[Any, ...]] = {}
     for name, (target, parse) in l4.items():
-        for field, attribute in ((name, target), (_negated(name), f"not_{target}")):
-            parts[attribute] = _values(value.get(field), f"{path}.{field}", parse, namespace, found)
+        builder.add(value.get(name), f"{path}.{name}", target, parse)
+        negated = _negated(name)
+        builder.add(value.get(negated), f"{path}.{negated}", f"not_{target}", parse)
     findings.add(found)
-    return Match(**parts)
+    return builder.build()
 
 
-def _when(raw: Any, path: str, namespace: str, findings: Findings) -> Match:
-    found = Findings()
+def _when(raw: Any, path: str, namespace: str, findings: Findings) -> _Alternative:
+    builder = _MatchBuilder(namespace)
+    found = builder.findings
     condition = mapping(raw, path, found)
     unknown_fields(condition, ("key", "values", "notValues"), path, found)
     key = condition.get("key")
-    parts: dict[str, tuple[Any, ...]] = {}
     if isinstance(key, str) and key in _WHEN:
         target, parse = _WHEN[key]
-        for field, attribute in (("values", target), ("notValues", f"not_{target}")):
-            parts[attribute] = _values(
-                condition.get(field), f"{path}.{field}", parse, namespace, found
-            )
-        if not any(parts.values()) and not found:
+        builder.add(condition.get("values"), f"{path}.values", target, parse)
+        builder.add(condition.get("notValues"), f"{path}.notValues", f"not_{target}", parse)
+        if builder.build().kept == Match() and not found:
             found.invalid.append(f"{path}: must have values or notValues")
     elif isinstance(key, str) and _L7_WHEN.fullmatch(key):
         found.unsupported.append(f"{path}.key {key}")
     else:
         found.invalid.append(f"{path}.key: {key!r} is not an attribute")
     findings.add(found)
-    return Match(**parts)
+    return builder.build()
 
 
 def _groups(
     rule: Mapping[str, Any], path: str, namespace: str, findings: Findings
-) -> list[list[Match]]:
+) -> list[list[_Alternative]]:
     """Read a rule as groups (AND'ed) of alternatives (OR'ed)."""
     unknown_fields(rule, ("from", "to", "when"), path, findings)
     groups = []
@@ -196,36 +221,42 @@ def _groups(
     return groups
 
 
-def _deny_clauses(groups: list[list[Match]]) -> list[Clause]:
-    """Leave out what was lost, so that the rule denies more, but not everything."""
-    firm: list[Clause] = []
-    weak: list[Clause] = []
+def _deny_clauses(groups: list[list[_Alternative]], path: str) -> tuple[list[Clause], str]:
+    """Leave out what cannot be enforced, so that the rule denies more, but not everything.
+
+    Returns the clauses and what they amount to.
+    """
+    firm = []
+    rest = []
     for alternatives in groups:
+        broad = tuple(a.broad for a in alternatives if a.broad != Match())
+        kept = tuple(a.kept for a in alternatives if a.kept != Match())
         # An alternative that lost all its constraints is always true, and so is its group.
-        matches = tuple(m for m in alternatives if m != Match())
-        whole = len(matches) == len(alternatives)
-        (firm if whole else weak).append(Clause(matches))
-    return firm or [c for c in weak if c.matches]
+        if len(broad) == len(alternatives):
+            firm.append(Clause(broad))
+        elif kept:
+            rest.append(Clause(kept))
+    if firm:
+        return firm, f"{path} is enforced without it: more is denied than asked for"
+    if rest:
+        return rest, f"of {path} only the rest is enforced: less is denied than asked for"
+    return [], f"{path} has nothing else and is NOT enforced"
 
 
 def _rule(raw: Any, path: str, action: Action, namespace: str, findings: Findings) -> Rule | None:
     found = Findings()
     rule = mapping(raw, path, found)
     groups = _groups(rule, path, namespace, found)
-    clauses = [Clause(tuple(group)) for group in groups]
-    if found:
-        if action is Action.ALLOW:
-            found.consequences.append(f"{path} is left out: less is allowed than asked for")
-            clauses = []
-        else:
-            clauses = _deny_clauses(groups)
-            found.consequences.append(
-                f"{path} is enforced without it: more is denied than asked for"
-                if clauses
-                else f"{path} has nothing else and is NOT enforced"
-            )
+    if not found:
+        return Rule(tuple(Clause(tuple(a.kept for a in group)) for group in groups))
+    clauses: list[Clause] = []
+    if action is Action.ALLOW:
+        found.consequences.append(f"{path} is left out: less is allowed than asked for")
+    else:
+        clauses, consequence = _deny_clauses(groups, path)
+        found.consequences.append(consequence)
     findings.add(found)
-    return None if found and not clauses else Rule(tuple(clauses))
+    return Rule(tuple(clauses)) if clauses else None
 
 
 # ---- the policy ------------------------------------------------------------------------------
@@ -297,4 +328,10 @@ def translate_policy(obj: Mapping[str, Any], root_namespace: str) -> Policy:
         rules=tuple(r for r in rules if r is not None),
         dry_run=_dry_run(metadata, findings),
     )
-    return Policy(authorization, selector, findings.condition())
+    accepted = "attached to ztunnel"
+    if authorization.dry_run:
+        accepted += "; dry run: not enforced, what it would refuse is logged"
+    condition = findings.condition(accepted)
+    if action is Action.DENY and rules and not authorization.rules:
+        condition = replace(condition, status=False)  # accepted would promise something
+    return Policy(authorization, selector, condition)
