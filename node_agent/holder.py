@@ -35,15 +35,15 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-def answer(held: Held, conn: socket.socket, data: bytes, fds: list[int]) -> bool:
-    """Do what one request says; False when it says quit."""
+def answer(held: Held, conn: socket.socket, data: bytes, fds: list[int]) -> None:
+    """Do what one request says."""
     verb, rest = data[:2], data[2:]
     if verb == b"P " and fds and (rest.split(b"\0")[0] in held or len(held) < MAX_KEYS):
         key, _, label = rest.partition(b"\0")
         close_all(held.pop(key, (b"", []))[1])
         held[key] = (label, fds)
         conn.send(b".")
-        return True
+        return
     close_all(fds)
     if verb == b"D ":
         close_all(held.pop(rest, (b"", []))[1])
@@ -52,12 +52,8 @@ def answer(held: Held, conn: socket.socket, data: bytes, fds: list[int]) -> bool
         for key, (label, kept) in held.items():
             socket.send_fds(conn, [b"K " + key + b"\0" + label], kept)
         conn.send(b".")
-    elif data == b"Q":
-        conn.send(b".")
-        return False
     else:
         conn.send(b"E not a request")
-    return True
 
 
 def is_ours(path: str, inode: int) -> bool:
@@ -66,6 +62,17 @@ def is_ours(path: str, inode: int) -> bool:
         return os.stat(path).st_ino == inode
     except OSError:
         return False
+
+
+def welcome(listener: socket.socket, selector: selectors.BaseSelector) -> None:
+    """Accept a connection of our own user; anyone else's is closed."""
+    conn, _ = listener.accept()
+    conn.settimeout(5)
+    cred = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    if struct.unpack("3i", cred)[1] == os.geteuid():
+        selector.register(conn, selectors.EVENT_READ)
+    else:
+        conn.close()
 
 
 def serve(listener: socket.socket, path: str, inode: int) -> None:
@@ -79,25 +86,29 @@ def serve(listener: socket.socket, path: str, inode: int) -> None:
             return
         for key, _ in ready:
             if key.fileobj is listener:
-                conn, _ = listener.accept()
-                conn.settimeout(5)
-                cred = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                if struct.unpack("3i", cred)[1] == os.geteuid():
-                    selector.register(conn, selectors.EVENT_READ)
-                else:
-                    conn.close()
+                welcome(listener, selector)
                 continue
             assert isinstance(key.fileobj, socket.socket)
-            conn = key.fileobj
-            more = False
+            conn, data = key.fileobj, b""
             with contextlib.suppress(OSError):
                 data, fds, _, _ = socket.recv_fds(conn, MAX_DATAGRAM, MAX_FDS)
-                if data and not answer(held, conn, data, fds):
+                if data == b"Q":
+                    leave(held, conn, path, inode)
                     return
-                more = bool(data)
-            if not more:  # the agent went away: what it put stays
+                if data:
+                    answer(held, conn, data, fds)
+            if not data:  # the agent went away: what it put stays
                 selector.unregister(conn)
                 conn.close()
+
+
+def leave(held: Held, conn: socket.socket, path: str, inode: int) -> None:
+    """Close everything, then say so."""
+    for _, kept in held.values():
+        close_all(kept)
+    if is_ours(path, inode):
+        os.unlink(path)
+    conn.send(b".")
 
 
 def main() -> None:
@@ -112,10 +123,7 @@ def main() -> None:
     # Ready: whoever started us waits for this pipe to end.
     sys.stdout.close()
     os.close(1)
-    inode = os.stat(path).st_ino
-    serve(listener, path, inode)
-    if is_ours(path, inode):
-        os.unlink(path)
+    serve(listener, path, os.stat(path).st_ino)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Keeper:
             raise self._lost(error) from error
 
     def quit(self) -> None:
-        """End the holder and with it everything that only it held."""
+        """End the holder; what only it held is closed when this returns."""
         self._ask(b"Q")
         self.forget()
 
