@@ -141,7 +141,7 @@ def _lab(name: str, namespaces: list[str], scratch: Path, *options: str) -> Iter
     path = scratch / f"{name}.yaml"
     path.write_text(manifest(namespaces, scratch / "nginx.conf"))
     try:
-        _ambit("lab", "up", str(path), "--name", name, *options)
+        _ambit("lab", "up", str(path), "--name", name, "--replace", "--quiet", *options)
         yield
     finally:
         with contextlib.suppress(BenchError):
@@ -157,7 +157,8 @@ def build(only: list[str]) -> Iterator[list[Way]]:
         namespaces = [{"ambit": "mesh"}.get(n, n) for n in only if n != "ztunnel"]
         ways: list[Way] = []
         if namespaces:
-            stack.enter_context(_lab(_LAB, namespaces, scratch))
+            options = [] if "ambit" in only else ["--no-mesh"]
+            stack.enter_context(_lab(_LAB, namespaces, scratch, *options))
             pods = _find_pods(_LAB)
             for name in only:
                 if name == "envoy":
@@ -166,8 +167,7 @@ def build(only: list[str]) -> Iterator[list[Way]]:
                     ways.append(_way(name, _LAB, {"ambit": "mesh"}.get(name, name), pods))
         if "ztunnel" in only:
             binary = os.environ[ZTUNNEL_VARIABLE]
-            options = ("--ztunnel-binary", binary)
-            stack.enter_context(_lab(_OTHER_LAB, ["mesh"], scratch, *options))
+            stack.enter_context(_lab(_OTHER_LAB, ["mesh"], scratch, "--ztunnel-binary", binary))
             ways.append(_way("ztunnel", _OTHER_LAB, "mesh", _find_pods(_OTHER_LAB)))
         for way in ways:
             _wait_for_answers(way)

@@ -24,7 +24,8 @@ _ROOT_LEFT: Final = 30 * 86400.0  # seconds: time enough to put in another root
 _ACCEPTED: Final = "Accepted"
 
 _AGENT: Final = {
-    "redirect": {"mode": str, "cause": str, "hooks": {"*": float}},
+    # hooks: 1 loaded, 0 not; causes: why not
+    "redirect": {"mode": str, "cause": str, "hooks": {"*": int}, "causes": {"*": str}},
     "pods": [
         dict.fromkeys(("namespace", "name", "state", "redirection", "reason", "message"), str)
     ],
@@ -172,6 +173,8 @@ def _agent(node: NodeFacts, judge: _Judge, where: str) -> Found:
     mode, cause = redirect.get("mode") or "", redirect.get("cause") or ""
     if cause:
         judge.note(where, f"pods are captured by {mode}: {cause}", "nothing, if that is expected")
+    for hook, why in sorted((redirect.get("causes") or {}).items()):
+        judge.note(where, f"the hook {hook} is not loaded: {why}", "nothing, if that is expected")
     pods = node.agent.get("pods") or []
     pending = [p for p in pods if p.get("redirection") == "pending" or p.get("state") == "failed"]
     for p in pending:
@@ -184,7 +187,7 @@ def _agent(node: NodeFacts, judge: _Judge, where: str) -> Found:
     return {
         "redirect": mode,
         "cause": cause,
-        "hooks": sorted(redirect.get("hooks") or {}),
+        "hooks": sorted(h for h, loaded in (redirect.get("hooks") or {}).items() if loaded),
         "pods": {
             "enrolled": sum(1 for p in pods if p.get("redirection") == "enabled"),
             "pending": [dict(p) for p in pending],

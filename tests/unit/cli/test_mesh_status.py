@@ -25,7 +25,7 @@ HEALTHY_DUMP = {
 }
 AGENT: dict[str, Any] = {
     "node": "node1",
-    "redirect": {"mode": "ebpf", "cause": "", "hooks": {"connect4": 12, "sk_lookup": 3}},
+    "redirect": {"mode": "ebpf", "cause": "", "hooks": {"connect4": 1, "sk_lookup": 1}},
     "pods": [
         {
             "uid": "1",
@@ -168,11 +168,20 @@ def test_a_pending_pod_is_shown_with_its_reason() -> None:
 
 def test_a_fallback_is_a_note_and_no_fault() -> None:
     """Captured otherwise is still captured: exit code 0, but said."""
-    cause = "sk_lookup: this kernel refuses it"
-    report = judge(p8000=agent(redirect={"mode": "nftables", "cause": cause, "hooks": {}}))
+    redirect = {
+        "mode": "nftables",
+        "cause": "not all hooks load here",
+        "hooks": {"connect4": 1, "sk_lookup": 0},
+        "causes": {"sk_lookup": "this kernel refuses it"},
+    }
+    report = judge(p8000=agent(redirect=redirect))
     assert report["ok"]
-    assert cause in report["notes"][0]["what"]
-    assert cause in status.render(report)
+    assert report["nodes"][0]["hooks"] == ["connect4"]
+    assert [note["what"] for note in report["notes"]] == [
+        "pods are captured by nftables: not all hooks load here",
+        "the hook sk_lookup is not loaded: this kernel refuses it",
+    ]
+    assert "this kernel refuses it" in status.render(report)
 
 
 @pytest.mark.parametrize(
