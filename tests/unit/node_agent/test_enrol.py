@@ -421,13 +421,16 @@ def test_a_new_sandbox_starts_over_without_a_release_in_between() -> None:
 
 
 def test_an_outcome_of_an_abandoned_step_is_ignored() -> None:
-    """A proof that ends after the pod was unlabelled changes nothing."""
+    """A proof that ends, well or badly, after the pod was unlabelled changes nothing."""
     world = World()
     world.turn()
     world.finish()
     assert world.running is Step.PROVE
     world.want(False)
     world.machine.done(Step.PROVE)
+    assert world.machine.rung is Rung.ANNOUNCED
+    world.machine.failed(Step.PROVE, "NotProved", "late", world.now)
+    assert world.machine.failure is None
     world.turn()
     assert world.said == ""
     assert world.machine.state == "releasing"

@@ -169,6 +169,20 @@ def test_an_answer_to_an_older_want_is_not_taken_for_the_newer() -> None:
     assert p.events == [h.Acked("a")]
 
 
+def test_a_pod_wanted_again_is_not_called_withdrawn() -> None:
+    """The answer to a del that was overtaken by another want is no news."""
+    p = Proxies()
+    p.want("a")
+    one = p.connect()
+    p.answer_all(one)
+    p.take(p.hub.unwant("a", T))
+    p.want("a")
+    p.events.clear()
+    p.answer_all(one)
+    assert p.events == [h.Acked("a")]
+    assert p.sent(one)[-2:] == [zds.Del("a"), add("a")]
+
+
 def test_an_older_proxys_refusal_does_not_count() -> None:
     """A draining proxy may say no; the newest serves the pod."""
     p = Proxies()
