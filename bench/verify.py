@@ -18,7 +18,8 @@ from bench.objects import FAR, NEAR
 from bench.pods import Pod
 from bench.rows import ROWS, SERVERS, Row
 from bench.world import EnvoyWay, Way, target_of
-from cli.target import get_page, in_namespace
+from cli.target import get_page
+from lab.netns import inside
 from mesh.ports import INBOUND_HBONE, ZTUNNEL_METRICS
 
 _SETTLE_SECONDS: Final = 5.0  # proxies report in batches
@@ -122,7 +123,7 @@ def _check_envoy(way: EnvoyWay, row: Row) -> None:
 
 
 def _envoy_stat(netns: Path, name: str) -> float:
-    page = in_namespace(netns, lambda: get_page(envoy.ADMIN_PORT, "/stats")).decode()
+    page = inside(netns, lambda: get_page(envoy.ADMIN_PORT, "/stats")).decode()
     for line in page.splitlines():
         key, _, value = line.partition(": ")
         if key == name:

@@ -6,21 +6,14 @@ the node's namespace, because the admin port listens on the node's loopback only
 
 from __future__ import annotations
 
-import ctypes
 import http.client
-import os
-import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
+from lab import netns
 from lab.layout import LABS, NETNS, Layout, check_name
 from mesh.errors import MeshError, NotFound
 from mesh.store import FolderStore
 
-T = TypeVar("T")
-
-_CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _MAX_PAGE: Final = 64 << 20  # a dump of 10,000 workloads is about 10 MiB
 
 
@@ -76,40 +69,13 @@ class LabTarget:
         """Kubernetes objects of a kind, with their status."""
         return FolderStore(self._layout.objects).list(kind)
 
-    def _fetch(self, what: str, netns: str, port: int, path: str, method: str) -> bytes:
+    def _fetch(self, what: str, place: str, port: int, path: str, method: str) -> bytes:
         try:
-            return in_namespace(NETNS / netns, lambda: get_page(port, path, method))
+            return netns.inside(NETNS / place, lambda: get_page(port, path, method))
         except PermissionError as e:
             raise Unreachable(f"{what}: {e.strerror}: run as root to look into a lab") from e
         except (OSError, http.client.HTTPException) as e:
             raise Unreachable(f"{what}, port {port}: {e}") from e
-
-
-def in_namespace(netns: Path, work: Callable[[], T]) -> T:
-    """Run `work` in a thread that has entered a network namespace; its exceptions pass through."""
-    done: list[T] = []
-    failed: list[Exception] = []
-
-    def enter_and_work() -> None:
-        try:
-            fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
-                    code = ctypes.get_errno()
-                    raise OSError(code, os.strerror(code), str(netns))
-            finally:
-                os.close(fd)
-            done.append(work())
-        except Exception as e:
-            failed.append(e)
-
-    # setns(2) moves one thread: the rest of the process stays where it is.
-    thread = threading.Thread(target=enter_and_work)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]
 
 
 def get_page(port: int, path: str, method: str = "GET", timeout: float = 5.0) -> bytes:
