@@ -58,8 +58,8 @@ def _duration(text: str) -> datetime.timedelta:
 def _endpoint(text: str, default_port: int) -> tuple[str, int]:
     host, port = text, str(default_port)
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") or port
+        host, bracket, rest = text[1:].partition("]")
+        port = (rest.removeprefix(":") or port) if bracket else ""
     elif text.count(":") == 1:
         host, _, rest = text.partition(":")
         port = rest or port
@@ -101,41 +101,47 @@ def _account(text: str) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="ambit-control-plane",
-        description="Turns Kubernetes objects into workload xDS for node proxies, signs their"
-        " certificates, and writes what became of policies into their status.",
-    )
-    p.add_argument("--version", action="version", version=__version__)
-    p.add_argument(
+def _add_paths(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("what it works with")
+    g.add_argument(
         "--objects", type=Path, required=True, metavar="DIR", help="folder of Kubernetes YAML"
     )
-    p.add_argument(
+    g.add_argument(
         "--data",
         type=Path,
         required=True,
         metavar="DIR",
         help="where the root key is kept (0600) and root-cert.pem is written",
     )
-    p.add_argument(
+    g.add_argument(
+        "--ca-dir",
+        type=Path,
+        metavar="DIR",
+        help="sign with your own CA: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem;"
+        " default: a self-signed root made in --data",
+    )
+    g.add_argument(
         "--token-key",
         type=Path,
         required=True,
         metavar="FILE",
         help="PEM public key that service-account tokens are signed with",
     )
-    p.add_argument(
+    g.add_argument(
         "--token-audience", default=TOKEN_AUDIENCE, metavar="NAME", help="default %(default)s"
     )
-    p.add_argument(
+
+
+def _add_serving(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("whom it serves")
+    g.add_argument(
         "--listen",
         type=_listen,
         default=("0.0.0.0", XDS_CA_TLS),
         metavar="ADDR[:PORT]",
         help=f"xDS and CA, gRPC over TLS; default 0.0.0.0:{XDS_CA_TLS}",
     )
-    p.add_argument(
+    g.add_argument(
         "--metrics-listen",
         type=_metrics_listen,
         default=("0.0.0.0", CONTROL_PLANE_METRICS),
@@ -143,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         help="/metrics, /healthz/ready, /debug/registry over plain HTTP;"
         f" default 0.0.0.0:{CONTROL_PLANE_METRICS}",
     )
-    p.add_argument(
+    g.add_argument(
         "--san",
         type=_san,
         action="append",
@@ -152,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"another name of this server in its certificate, beside istiod.{ROOT_NAMESPACE}.svc"
         " and the listen address; may be repeated",
     )
-    p.add_argument(
+    g.add_argument(
         "--proxy-account",
         type=_account,
         action="append",
@@ -161,48 +167,46 @@ def _parser() -> argparse.ArgumentParser:
         help="service account of the node proxies: may use xDS, and may ask for the identities of"
         f" its own node; may be repeated, default {ROOT_NAMESPACE}/ztunnel",
     )
-    p.add_argument(
-        "--trust-domain", default=DEFAULT_TRUST_DOMAIN, metavar="NAME", help="default %(default)s"
+
+
+def _add_mesh(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("the mesh")
+    for name, default, text in (
+        ("--trust-domain", DEFAULT_TRUST_DOMAIN, "first part of every identity"),
+        ("--cluster-id", DEFAULT_CLUSTER_ID, "name of this cluster"),
+        ("--cluster-domain", CLUSTER_DOMAIN, "DNS domain of Services"),
+        ("--root-namespace", ROOT_NAMESPACE, "policies in it apply to the whole mesh"),
+    ):
+        g.add_argument(name, default=default, metavar="NAME", help=f"{text}; default %(default)s")
+    for name, text in (
+        ("--default-cert-ttl", "life of a workload certificate asked for without one"),
+        ("--max-cert-ttl", "longest life of a workload certificate"),
+    ):
+        g.add_argument(
+            name,
+            type=_duration,
+            default=datetime.timedelta(hours=24),
+            metavar="TIME",
+            help=f"{text}, as 90m or 30s; default 24h",
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="ambit-control-plane",
+        description="Turns Kubernetes objects into workload xDS for node proxies, signs their"
+        " certificates, and writes what became of policies into their status.",
     )
-    p.add_argument(
-        "--cluster-id", default=DEFAULT_CLUSTER_ID, metavar="NAME", help="default %(default)s"
-    )
-    p.add_argument(
-        "--cluster-domain", default=CLUSTER_DOMAIN, metavar="NAME", help="default %(default)s"
-    )
-    p.add_argument(
-        "--root-namespace",
-        default=ROOT_NAMESPACE,
-        metavar="NS",
-        help="policies in it apply to the whole mesh; default %(default)s",
-    )
-    p.add_argument(
-        "--ca-dir",
-        type=Path,
-        metavar="DIR",
-        help="sign with your own CA: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem;"
-        " default: a self-signed root made in --data",
-    )
-    p.add_argument(
-        "--default-cert-ttl",
-        type=_duration,
-        default=datetime.timedelta(hours=24),
-        metavar="24h",
-        help="life of a workload certificate that is asked for without one",
-    )
-    p.add_argument(
-        "--max-cert-ttl",
-        type=_duration,
-        default=datetime.timedelta(hours=24),
-        metavar="24h",
-        help="longest life of a workload certificate",
-    )
+    p.add_argument("--version", action="version", version=__version__)
     p.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="default %(default)s",
     )
+    _add_paths(p)
+    _add_serving(p)
+    _add_mesh(p)
     return p
 
 
