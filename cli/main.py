@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final
+from typing import Final, NoReturn
 
 from mesh.errors import MeshError
 
@@ -34,6 +35,7 @@ def build_parser(names: Sequence[str] = SUBCOMMANDS) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     options = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -47,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough. Python flushes stdout at exit: give it nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """Leave as after Ctrl-C, cleaning up on the way, instead of at once."""
+    raise SystemExit(128 + number)
 
 
 def _version() -> str:

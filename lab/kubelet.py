@@ -32,6 +32,9 @@ Object = dict[str, Any]
 MANAGER: Final = "kubelet"
 _GRACE: Final = 30.0  # seconds between SIGTERM and SIGKILL, Kubernetes' default
 _NAG: Final = 5.0  # seconds between two log lines about a pod that waits for the mesh
+# Without a readiness probe a container is ready once it has lived this long (seconds): what ends
+# at once was never ready.
+_STEADY: Final = 0.3
 
 
 class Phase(enum.Enum):
@@ -39,6 +42,7 @@ class Phase(enum.Enum):
 
     NEW = "new"
     CAPTURE = "waiting for the mesh"
+    INIT = "running its init containers"
     RUN = "running"
     DONE = "done"  # containers ran to their end and are not started again
     STOP = "stopping"
@@ -78,6 +82,9 @@ class PodRunner:
     started: str = ""
     processes: list[Process] = field(default_factory=list)
     watches: list[tuple[Process, probes.Watch]] = field(default_factory=list)
+    inits: list[Process] = field(default_factory=list)
+    _now: float = 0.0  # of the last tick
+    _said_ready: bool = False  # by the last report
     _deadline: float = 0.0  # of the phase STOP
     _nag: float = 0.0
 
@@ -126,9 +133,13 @@ class PodRunner:
 
     def tick(self, now: float) -> None:
         """Do what can be done now."""
+        self._now = now
         if self.phase is Phase.NEW:
             self._make_sandbox()
         if self.phase is Phase.CAPTURE and self._captured(now):
+            self.inits = [self._process(c, init=True) for c in self._inits()]
+            self.phase, self.why = Phase.INIT, ""
+        if self.phase is Phase.INIT and self._initialised(now):
             self._start(now)
         if self.phase is Phase.RUN:
             self._tend(now)
@@ -139,7 +150,12 @@ class PodRunner:
         """When the next tick has something to do, None when only an event does."""
         if self.phase is Phase.STOP:
             return self._deadline
+        if self.phase is Phase.INIT:
+            # Those after the first unfinished one wait for it.
+            unfinished = [p.due for p in self.inits if not p.ended]
+            return unfinished[0] if unfinished else None
         times = [p.due for p in self.processes if p.due is not None]
+        times += [t for p in self.processes if (t := p.started_at + _STEADY) > self._now]
         times += [w.due for p, w in self.watches if p.running and w.idle]
         return min(times, default=None)
 
@@ -150,8 +166,11 @@ class PodRunner:
         grace = self.pod["spec"].get("terminationGracePeriodSeconds")
         self._deadline = now + (_GRACE if grace is None else float(grace))
         self.phase = Phase.STOP
-        for process in self.processes:
+        for process in self._all():
             process.stop(signal.SIGTERM)
+
+    def _all(self) -> list[Process]:
+        return [*self.inits, *self.processes]
 
     def update(self, pod: Object) -> None:
         """Take note of the object's present form (labels, annotations)."""
@@ -210,16 +229,39 @@ class PodRunner:
     def _containers(self) -> list[Object]:
         return list(self.pod["spec"].get("containers") or [])
 
-    def _start(self, now: float) -> None:
+    def _inits(self) -> list[Object]:
+        return list(self.pod["spec"].get("initContainers") or [])
+
+    def _process(self, container: Object, init: bool = False) -> Process:
         policy = self.pod["spec"].get("restartPolicy", "Always")
+        if init and policy == "Always":
+            policy = "OnFailure"  # it has to succeed, once
+        return Process(
+            name=f"{self.key} {container.get('name', '')}".rstrip(),
+            argv=lambda: self._argv(container),
+            log=self.kubelet.layout.log(self.key),
+            sweep=cgroups.make(self._container_cgroup(container)),
+            restart=_RESTART.get(policy, _RESTART["Always"]),
+        )
+
+    def _initialised(self, now: float) -> bool:
+        """Run the init containers, one after the other; True when all have succeeded."""
+        for process in self.inits:
+            if process.tick(now):
+                self.why = f"{process.name}: init container, "
+                self.why += "running" if process.running else f"exit code {process.exit_code}"
+                self.report()
+            if not process.ended:
+                return False
+            if process.exit_code:
+                self.phase = Phase.DONE
+                self.report()
+                return False
+        return True
+
+    def _start(self, now: float) -> None:
         for container in self._containers():
-            process = Process(
-                name=f"{self.key} {container.get('name', '')}".rstrip(),
-                argv=lambda c=container: self._argv(c),  # type: ignore[misc]
-                log=self.kubelet.layout.log(self.key),
-                sweep=cgroups.make(self._container_cgroup(container)),
-                restart=_RESTART.get(policy, _RESTART["Always"]),
-            )
+            process = self._process(container)
             self.processes.append(process)
             for probe in probes.of_container(container):
                 self.watches.append((process, probes.Watch(probe, now + probe.delay)))
@@ -262,7 +304,7 @@ class PodRunner:
         if self.processes and all(p.ended for p in self.processes):
             self.phase = Phase.DONE
             changed = True
-        if changed:
+        if changed or self.ready() != self._said_ready:
             self.report()
 
     def _reset_probes(self, process: Process, now: float) -> None:
@@ -272,15 +314,15 @@ class PodRunner:
                 self.watches[i] = (owner, fresh)
 
     def _end(self, now: float) -> None:
-        for process in self.processes:
+        for process in self._all():
             process.tick(now)
-        if any(p.running for p in self.processes):
+        if any(p.running for p in self._all()):
             if now < self._deadline:
                 return
-            for process in self.processes:
+            for process in self._all():
                 process.stop(signal.SIGKILL)
             cgroups.kill(self.cgroup)
-            for process in self.processes:
+            for process in self._all():
                 process.tick(now)
         layout = self.kubelet.layout
         (layout.runtime(self.node.name) / f"{self.uid}.json").unlink(missing_ok=True)
@@ -301,6 +343,9 @@ class PodRunner:
             if not process.running:
                 self.why = f"{process.name}: exit code {process.exit_code}"
                 return False
+            if self._now - process.started_at < _STEADY and not self._probed(process):
+                self.why = f"{process.name}: just started"
+                return False
         for process, watch in self.watches:
             if watch.probe.kind == "readiness" and not watch.ok:
                 self.why = f"{process.name}: readiness probe: {watch.message}"
@@ -308,14 +353,18 @@ class PodRunner:
         self.why = ""
         return True
 
+    def _probed(self, process: Process) -> bool:
+        """Say whether a readiness probe tells when it is ready."""
+        return any(p is process and w.probe.kind == "readiness" for p, w in self.watches)
+
     def _phase(self) -> str:
         if self.phase is Phase.DONE:
-            return "Failed" if any(p.exit_code for p in self.processes) else "Succeeded"
+            return "Failed" if any(p.exit_code for p in self._all()) else "Succeeded"
         return "Running" if self.phase in (Phase.RUN, Phase.STOP) else "Pending"
 
     def report(self) -> None:
         """Write the status, as field manager `kubelet`."""
-        ready = self.ready()
+        ready = self._said_ready = self.ready()
         node, meta = self.node.address, self.pod["metadata"]
         condition: Object = {"type": "Ready", "status": "True" if ready else "False"}
         if not ready:

@@ -26,9 +26,11 @@ def running(server: echo.Server) -> Iterator[int]:
 @pytest.mark.parametrize(("host", "peer"), [("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")])
 def test_the_caller_is_named_in_its_own_family(host: str, peer: str) -> None:
     """IPv4 on a dual-stack socket is shown as IPv4."""
-    with running(echo.Server(("::", 0), echo.HttpEcho)) as port:
-        with urllib.request.urlopen(f"http://{host}:{port}/x", timeout=5) as response:
-            body = json.load(response)
+    with (
+        running(echo.Server(("::", 0), echo.HttpEcho)) as port,
+        urllib.request.urlopen(f"http://{host}:{port}/x", timeout=5) as response,
+    ):
+        body = json.load(response)
     assert (body["peer"], body["local"], body["path"]) == (peer, peer, "/x")
 
 
