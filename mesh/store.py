@@ -44,6 +44,7 @@ from mesh.store_cache import (
     Object,
     file_name,
     subfolders,
+    unmerge,
     written,
 )
 
@@ -137,6 +138,7 @@ class FolderStore:
             old = self._written(key)
             metadata = new["metadata"]
             was = old["metadata"] if old else {}
+            unmerge(new, old, self._cache.patches(key, was.get("uid")))
             metadata["uid"] = metadata.get("uid") or was.get("uid") or str(uuid.uuid4())
             metadata["creationTimestamp"] = (
                 metadata.get("creationTimestamp") or was.get("creationTimestamp") or _now()

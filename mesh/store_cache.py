@@ -99,6 +99,34 @@ def written(copies: Iterable[bytes]) -> Object:
     return obj
 
 
+def unmerge(obj: Object, base: Object | None, patches: Iterable[Object]) -> None:
+    """Take out of an object, in place, what it only repeats from controllers' patches.
+
+    Who reads an object, edits it and applies it must not make what a controller said of it his
+    own: it would stay when the controller takes it back.
+    """
+    metadata, old = obj["metadata"], (base or {}).get("metadata") or {}
+    for patch in patches:
+        for name in ("labels", "annotations"):
+            mine, theirs = metadata.get(name), (patch.get("metadata") or {}).get(name)
+            own = old.get(name) or {}
+            for k, v in (theirs or {}).items():
+                if mine and mine.get(k) == v != own.get(k):
+                    del mine[k]
+                    mine.update({k: own[k]} if k in own else {})
+        status, said = obj.get("status"), patch.get("status")
+        if status and said:
+            was = (base or {}).get("status") or {}
+            for k, v in said.items():
+                if status.get(k) == v != was.get(k):
+                    del status[k]
+                    status.update({k: was[k]} if k in was else {})
+            conditions = status.get("conditions")
+            if isinstance(conditions, list) and isinstance(said.get("conditions"), list):
+                kept = [c for c in conditions if c not in said["conditions"]]
+                status["conditions"] = kept
+
+
 def _merge(copies: tuple[bytes, ...], overlays: Iterable[Overlay]) -> bytes:
     obj = written(copies)
     uid = obj["metadata"].get("uid")
@@ -263,6 +291,11 @@ class Cache:
         for key in new_keys:
             self._holders.setdefault(key, set()).add(name)
         return old_keys | new_keys
+
+    def patches(self, key: Key, uid: str | None) -> list[Object]:
+        """List what managers say about the object of this uid."""
+        said = sorted(self._said.get(key, {}).items())
+        return [overlay.patch for _, overlay in said if overlay.uid == uid]
 
     def drop(self, name: str, key: Key) -> None:
         """Forget the copy of an object that a file holds, ahead of the file's being rewritten."""

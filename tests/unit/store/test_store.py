@@ -155,6 +155,32 @@ def test_overlay_does_not_pass_to_the_next_object_of_that_name(tmp_path: Path) -
     assert "annotations" not in found["metadata"]
 
 
+def test_applying_what_was_read_does_not_take_over_what_controllers_said(tmp_path: Path) -> None:
+    """get, edit, apply: the agent's annotation and conditions go when the agent takes them back."""
+    s = FolderStore(tmp_path)
+    ready = {"type": "Ready", "status": "True"}
+    s.apply(pod("a", status={"phase": "Pending", "conditions": [ready]}))
+    bound = {"type": "Bound", "status": "True"}
+    said = {
+        "metadata": {"annotations": {"x": "1"}},
+        "status": {"phase": "Running", "conditions": [bound]},
+    }
+    s.patch("Pod", "shop", "a", "agent", said)
+    read = s.get("Pod", "shop", "a")
+    assert read
+    assert read["status"]["conditions"] == [ready, bound]
+    read["metadata"]["annotations"]["mine"] = "2"
+    s.apply(read)
+    again = s.get("Pod", "shop", "a")
+    assert again
+    assert again["metadata"]["annotations"] == {"x": "1", "mine": "2"}
+    s.patch("Pod", "shop", "a", "agent", None)
+    now = s.get("Pod", "shop", "a")
+    assert now
+    assert now["metadata"]["annotations"] == {"mine": "2"}
+    assert now["status"] == {"phase": "Pending", "conditions": [ready]}
+
+
 @pytest.mark.parametrize(
     "patch", [{"spec": {}}, {"metadata": {"name": "b"}}, {"status": {"x": object()}}]
 )
