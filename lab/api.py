@@ -54,6 +54,7 @@ class Lab:
         binary = check_binary(ztunnel_binary)
         self._settings = Settings(name, mesh, redirect, binary, env or {})
         self._opened: FolderStore | None = None
+        self._built = False  # by this object: another's lab is not ours to take down at the end
 
     def __enter__(self) -> Lab:
         return self
@@ -64,7 +65,8 @@ class Lab:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.down()
+        if self._built:
+            self.down()
 
     @property
     def name(self) -> str:
@@ -100,6 +102,7 @@ class Lab:
         wanted = objects.read(sources)
         self._make_way(replace)
         host.prepare()
+        self._built = True
         try:
             self._start(wanted)
             self.wait_ready(timeout, progress=progress)

@@ -1,7 +1,7 @@
 """Become a process of a pod or a node: `launch.py SPEC COMMAND...`, SPEC being JSON.
 
     {"netns": path or null, "cgroup": path, "mounts": {target: source}, "cwd": path or null,
-     "env": {name: text}, "log": path or null, "session": bool, "die_with_parent": bool}
+     "env": {name: text}, "log": path or null, "session": bool}
 
 A program of its own that imports next to nothing: it runs once for every process of the lab, and
 what it changes (namespaces, control group, mounts) it changes in itself, then it becomes COMMAND.
@@ -17,7 +17,6 @@ import sys
 _CLONE_NEWNS = 0x20000  # linux/sched.h
 _CLONE_NEWNET = 0x40000000
 _MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000  # linux/mount.h
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,12 +30,6 @@ def _check(result: int, what: str) -> None:
 def _mount(source: "str | None", target: str, flags: int) -> None:
     raw = source.encode() if source else None
     _check(_libc.mount(raw, target.encode(), None, ctypes.c_ulong(flags), None), target)
-
-
-def _die_with(parent: int) -> None:
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
-    if os.getppid() != parent:
-        sys.exit(126)  # it went before we asked
 
 
 def enter(spec: "dict[str, object]") -> None:
@@ -69,8 +62,6 @@ def main() -> None:
     """Do it."""
     spec, command = json.loads(sys.argv[1]), sys.argv[2:]
     try:
-        if spec.get("die_with_parent"):
-            _die_with(spec["die_with_parent"])
         enter(spec)
     except OSError as error:
         sys.stderr.write(f"cannot start {command[0]}: {error}\n")

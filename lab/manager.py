@@ -1,6 +1,6 @@
 """The lab's one daemon: scheduler, controllers, kubelets, CNI, kube-proxy and DNS in one loop.
 
-`python -m lab.manager NAME --lock-fd N`, started by `ambit lab up`; everything it starts dies
+`python -m lab.manager NAME --lock-fd N`, started by `ambit lab up`; what it starts dies
 with it. Requests come over STATE/manager.sock, one JSON line each, answered by one.
 """
 
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lab import cgroups, host
 from lab.cluster import Cluster
 from lab.components import Settings
 from lab.layout import Layout
@@ -177,6 +178,23 @@ def _daemonize(layout: Layout) -> None:
     os.chdir("/")
 
 
+def _guard(layout: Layout) -> None:
+    """Fork a process that outlives the manager by as long as it takes to kill what it ran.
+
+    It inherits the lab's lock: the lab counts as live until nothing of it runs any more. (A
+    parent-death signal would not do: programs that change their credentials lose it.)
+    """
+    group = host.cgroup_root() / "ambit" / layout.name
+    read, write = os.pipe()
+    if os.fork():
+        os.close(read)
+        return
+    os.close(write)
+    os.read(read, 1)
+    cgroups.kill(group)
+    os._exit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Become the manager of a lab whose folder and lock exist."""
     parser = argparse.ArgumentParser(prog="lab.manager", description=__doc__)
@@ -193,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    _guard(layout)
     try:
         settings = Settings.load((layout.state / "lab.json").read_text())
         Manager(layout, settings).run()

@@ -41,7 +41,7 @@ class Place:
     ) -> list[str]:
         """Build what to execute so as to become `command` there.
 
-        `detached`: in a session of its own, and killed when the calling process dies.
+        `detached`: in a session of its own.
         """
         spec = {
             "netns": str(self.netns) if self.netns else None,
@@ -51,7 +51,6 @@ class Place:
             "env": {**base_env(), **self.env, **(env or {})},
             "log": str(log) if log else None,
             "session": detached,
-            "die_with_parent": os.getpid() if detached else None,
         }
         return [sys.executable, "-I", "-S", str(_LAUNCHER), json.dumps(spec), *command]
 

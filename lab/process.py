@@ -23,10 +23,7 @@ _MAX_DELAY: Final = 15.0
 
 @dataclass(slots=True)
 class Process:
-    """A process and its restarts. All calls come from one thread, which outlives the process.
-
-    (The launcher asks to be killed when its parent *thread* ends: prctl(2), PR_SET_PDEATHSIG.)
-    """
+    """A process and its restarts. All calls come from one thread."""
 
     name: str
     argv: Callable[[], list[str]]

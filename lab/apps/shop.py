@@ -1,8 +1,8 @@
 """A small shop of four HTTP services that call each other: `python3 -m lab.apps.shop ROLE`.
 
-    frontend -> cart -> catalog        every service listens on port 8080
-    frontend -> catalog                every call is a new connection, as from many small clients
-    cart -> payments
+frontend -> cart -> catalog        every service listens on port 8080
+frontend -> catalog                every call is a new connection, as from many small clients
+cart -> payments
 """
 
 from __future__ import annotations
