@@ -181,9 +181,7 @@ class Agent:
             elif pod.wants or pod.marked or uid in self._sandboxes or uid in captured:
                 self.machines[uid] = self._new_machine(pod, uid in captured)
         for uid in set(self.machines) - set(pods):
-            if self.machines[uid].goal is not Goal.GONE:
-                self._metrics.events.labels("gone").inc()
-                self.machines[uid].gone()
+            self.machines[uid].gone()
         for uid in self._sandboxes.moved(pods):
             log.info("pod %s: its runtime made a new sandbox", self.machines[uid].pod.title)
             self.machines[uid].rebuild()
@@ -253,12 +251,16 @@ class Agent:
                 if finished:
                     machine.done(action)
         if machine.finished:
+            kind = "gone" if machine.goal is Goal.GONE else "remove"
+            self._metrics.events.labels(kind).inc()
             del self.machines[uid]
 
     def _proved(self, machine: PodMachine, error: Exception | None) -> None:
         """Take the outcome of a proof."""
         uid = machine.pod.uid
         first = machine.status is None or machine.status.redirection != ENABLED
+        if not machine.awaits(Step.PROVE):
+            return
         if error is not None:
             self._fail(machine, Step.PROVE, error)
         else:

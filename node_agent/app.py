@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from bpf import features
 from bpf.datapath import Datapath
@@ -29,7 +30,7 @@ from node_agent.pods import Sandboxes
 from node_agent.redirect import NFTABLES, EbpfRedirect, NftRedirect
 from node_agent.status import describe
 from node_agent.steps import Ways
-from node_agent.web import HealthServer
+from node_agent.web import Page, PageServer, verdict
 
 log = logging.getLogger("node_agent")
 
@@ -70,8 +71,7 @@ async def _run(config: Config) -> None:
     source = FolderSource(config.objects, config.runtime)
     sandboxes = Sandboxes(keeper, config.cgroup)
     agent = Agent(source, sandboxes, ways, config.zds, config.release_grace, metrics)
-    _serve_health(config, agent, loop)
-    start_http_server(config.metrics[1], config.metrics[0], registry=metrics.registry)
+    _serve(config, agent, metrics, loop)
     metrics.set_mode(ways.preferred, {hook: not cause for hook, cause in ways.hooks.items()})
     agent.start()
     log.info("node %s: managing its pods, capture by %s", config.node, ways.preferred)
@@ -109,17 +109,27 @@ def _hooks() -> dict[str, str]:
         return {hook.name: str(error) for hook in HOOKS}
 
 
-def _serve_health(config: Config, agent: Agent, loop: asyncio.AbstractEventLoop) -> None:
+def _serve(config: Config, agent: Agent, metrics: Metrics, loop: asyncio.AbstractEventLoop) -> None:
+    """Open the health and metrics ports; they end with the process."""
+
     async def collect() -> dict[str, Any]:
         return describe(config.node, agent)
 
-    HealthServer(
+    def status() -> Page:
+        asked = asyncio.run_coroutine_threadsafe(collect(), loop)
+        return Page(json.dumps(asked.result(_DESCRIBE_TIMEOUT)).encode(), "application/json")
+
+    PageServer(
         config.health,
-        alive=lambda: time.monotonic() - agent.heartbeat < _STALE,
-        ready=lambda: agent.ready,
-        describe=lambda: asyncio.run_coroutine_threadsafe(collect(), loop).result(
-            _DESCRIBE_TIMEOUT
-        ),
+        {
+            "/healthz": lambda: verdict(time.monotonic() - agent.heartbeat < _STALE),
+            "/readyz": lambda: verdict(agent.ready),
+            "/status": status,
+        },
+    )
+    PageServer(
+        config.metrics,
+        {"/metrics": lambda: Page(generate_latest(metrics.registry), CONTENT_TYPE_LATEST)},
     )
 
 

@@ -149,6 +149,8 @@ class PodMachine:
             self.rebuild()
         elif old.probe_ports != pod.probe_ports:
             self.rung = min(self.rung, Rung.ANNOUNCED)
+            if self._running is Step.PROVE:
+                self._running = None  # it would prove what was captured before
         if pod.wants is not None:
             self._aim(Goal.IN if pod.wants else Goal.OUT)
 
@@ -180,9 +182,13 @@ class PodMachine:
             self._running = None  # a proof without a proxy proves nothing
             self._fail(Failure(Step.ANNOUNCE, "ZtunnelRefused", message), now)
 
+    def awaits(self, step: Step) -> bool:
+        """Whether the outcome of `step` still matters: it was not abandoned meanwhile."""
+        return step is self._running
+
     def done(self, step: Step) -> None:
         """`step` succeeded. A step that was abandoned meanwhile is ignored."""
-        if step is not self._running:
+        if not self.awaits(step):
             return
         self._running = None
         reached = _REACHES[step]
@@ -201,7 +207,7 @@ class PodMachine:
 
     def failed(self, step: Step, reason: str, message: str, now: float) -> None:
         """`step` did not succeed. A step that was abandoned meanwhile is ignored."""
-        if step is not self._running:
+        if not self.awaits(step):
             return
         self._running = None
         if step is Step.PROVE:
@@ -239,8 +245,9 @@ class PodMachine:
 
     def wake_at(self) -> float | None:
         """When poll() may have something that no event announces."""
-        times = [t for t in (self._retry_at, self._grace_until) if t is not None]
-        return min(times) if times and self._running is None else None
+        if self._running is not None:
+            return None
+        return self._grace_until if self._retry_at is None else self._retry_at
 
     @property
     def finished(self) -> bool:

@@ -37,7 +37,13 @@ class Sandboxes:
 
     def adopt(self, pods: Mapping[str, DesiredPod]) -> None:
         """Take over what an earlier agent left in the holder; what no pod owns is dropped."""
-        for uid, kept in self._keeper.take().items():
+        try:
+            entries = self._keeper.take()
+        except HolderLost as error:
+            log.warning("%s; what it held is lost, pods are enrolled anew", error)
+            self._keeper.replace()
+            return
+        for uid, kept in entries.items():
             sandbox = _unpack(uid, kept)
             pod = pods.get(uid)
             if sandbox is not None and pod is not None and same_netns(pod, sandbox.netns):

@@ -211,6 +211,8 @@ class Steps:
         if sandbox and sandbox.mode in (NFTABLES, UNKNOWN) and machine.goal is not Goal.GONE:
             self._ways.nft.clear(machine.pod.uid, sandbox)
         self._sandboxes.close(machine.pod.uid)
+        # One that was only kept (see _listen) was never withdrawn.
+        self._outputs.extend(self._hub.unwant(machine.pod.uid, time.monotonic()))
 
     def _sandbox(self, uid: str) -> Sandbox:
         sandbox = self._sandboxes.get(uid)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +16,7 @@ from node_agent import nft, rtnl
 from node_agent.config import parse
 from node_agent.metrics import STATES, Metrics
 from node_agent.redirect import probe_sources
-from node_agent.web import HealthServer
+from node_agent.web import Page, PageServer, verdict
 
 BASE = [
     *("--node", "n1", "--objects", "/o", "--runtime", "/r", "--pins", "/p"),
@@ -79,13 +82,24 @@ def test_missing_options_are_named_together(capsys: pytest.CaptureFixture[str]) 
 def test_health_pages_follow_what_the_agent_says() -> None:
     """200 while alive and ready, 503 when not; /status is its JSON."""
     state = {"alive": True, "ready": False}
-    server = HealthServer(
-        ("127.0.0.1", 0), lambda: state["alive"], lambda: state["ready"], lambda: {"node": "n1"}
+
+    def busy() -> Page:
+        raise TimeoutError
+
+    server = PageServer(
+        ("127.0.0.1", 0),
+        {
+            "/healthz": lambda: verdict(state["alive"]),
+            "/readyz": lambda: verdict(state["ready"]),
+            "/status": lambda: Page(b'{"node": "n1"}', "application/json"),
+            "/busy": busy,
+        },
     )
+    port = server.server_address[1]
 
     def get(path: str) -> tuple[int, bytes]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}") as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -96,7 +110,26 @@ def test_health_pages_follow_what_the_agent_says() -> None:
     assert get("/healthz")[0] == 503
     assert get("/readyz?verbose")[0] == 200
     assert json.loads(get("/status")[1]) == {"node": "n1"}
-    assert get("/")[0] == 404
+    assert get("/busy")[0] == 503
+    assert get("/") == (404, b"try /healthz, /readyz, /status, /busy\n")
+
+
+def test_more_requests_than_there_is_room_for_are_closed_and_room_comes_back() -> None:
+    """Idle connections cost a bounded number of threads; when they end others are served."""
+    server = PageServer(("127.0.0.1", 0), {"/": lambda: Page(b"here")})
+    address = ("127.0.0.1", int(server.server_address[1]))
+    idle = [socket.create_connection(address, timeout=3) for _ in range(16)]
+    with socket.create_connection(address, timeout=3) as late:
+        assert late.recv(10) == b""
+    for sock in idle:
+        sock.close()
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=3) as again:
+            again.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            if again.recv(100).startswith(b"HTTP/1.0 200"):
+                return
+        time.sleep(0.02)
+    raise AssertionError("it never serves again")
 
 
 def test_the_rules_are_those_of_the_contract() -> None:

@@ -409,6 +409,19 @@ def test_new_probe_ports_are_put_in_without_leaving_the_mesh() -> None:
     assert world.said == ENABLED
 
 
+def test_probe_ports_that_change_during_a_proof_are_put_in() -> None:
+    """The proof of the old entry does not count for the new one."""
+    world = World()
+    world.turn()
+    world.finish()
+    assert world.running is Step.PROVE
+    world.machine.update(replace(POD, probe_ports=(9090,)))
+    world.machine.done(Step.PROVE)
+    world.turn()
+    assert world.steps[-2:] == [Step.CAPTURE, Step.PROVE]
+    assert world.said == PENDING
+
+
 def test_a_new_sandbox_starts_over_without_a_release_in_between() -> None:
     """Rebuilding never opens the pod: nothing is released on the way."""
     world = proved()

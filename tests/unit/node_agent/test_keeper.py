@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.keeper import HolderLost, Keeper, private_folder
+from node_agent.pods import Sandboxes
 
 
 @pytest.fixture
@@ -94,6 +95,23 @@ def test_a_dead_holder_is_noticed_and_replaced(keeper: Keeper) -> None:
         assert holder_pid(keeper) != old
         keeper.put("pod", "", [made.fileno()])
     assert keeper.alive()
+
+
+def test_a_holder_that_makes_no_sense_is_replaced_at_start(tmp_path: Path) -> None:
+    """An agent never fails to start because of what an earlier one left."""
+    path = private_folder(tmp_path / "state") / "holder.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as broken:
+        broken.bind(str(path))
+        broken.listen(1)
+        keeper = Keeper(path)
+        keeper.ensure()
+        conn, _ = broken.accept()
+        conn.send(b"nonsense")
+        Sandboxes(keeper, tmp_path).adopt({})
+        conn.close()
+    assert keeper.alive()
+    assert keeper.take() == {}
+    keeper.quit()
 
 
 def test_garbage_is_answered_and_costs_nothing(keeper: Keeper) -> None:
