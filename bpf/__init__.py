@@ -1,4 +1,4 @@
-"""The kernel side: one C file per kind of hook, and the Python that loads them and keeps their maps."""
+"""The kernel side: C by kind of hook, and the Python that loads it and keeps its maps."""
 
 from bpf.datapath import Datapath, PodCapture, netns_cookie
 

@@ -7,56 +7,31 @@ stopped, killed or replaced leaves captured pods captured; the next one opens th
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import errno
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bpf import libbpf, loader, sources
+from bpf.entry import PodCapture, decode, encode, key_of
 from bpf.layout import Layout
 from bpf.libbpf import Map
 from bpf.pins import Pins
 from mesh.errors import ConfigError, Unsupported
 
-MAX_PROBES: Final = 16
-MAX_NODE_ADDRESSES: Final = 4
+__all__ = ["Datapath", "PodCapture", "in_netns", "netns_cookie"]
+
 _SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h
 _CLONE_NEWNET: Final = 0x40000000
-_INDEX0: Final = (0).to_bytes(4, "little")
+_INDEX0: Final = (0).to_bytes(4, sys.byteorder)
 _SK_LOOKUP: Final = next(h for h in sources.HOOKS if h.per_pod)
 _MAPS: Final = ("pods", "by_address", "stats", "listeners", "config", "meta")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class PodCapture:
-    """What the hooks know about one pod.
-
-    `addresses`: the pod's own, at most one IPv4 and one IPv6. `node_addresses`: where the node's
-    probes come from, at most 4; they reach `probe_ports` (at most 16) without the proxy.
-    """
-
-    uid: str
-    netns_cookie: int
-    addresses: tuple[str, ...]
-    node_addresses: tuple[str, ...]
-    probe_ports: tuple[int, ...]
-
-
-def _key(address: str) -> bytes:
-    """struct ip: 16 bytes, IPv4 mapped."""
-    ip = ipaddress.ip_address(address)
-    return ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed
-
-
-def _text(key: bytes) -> str:
-    ip = ipaddress.IPv6Address(key)
-    return str(ip.ipv4_mapped or ip)
 
 
 def in_netns(netns_fd: int, do: Callable[[], _T]) -> _T:
@@ -93,9 +68,15 @@ def netns_cookie(netns_fd: int) -> int:
 
     def ask() -> int:
         with socket.socket() as s:
-            return int.from_bytes(s.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+            return _cookie_of(s.fileno())
 
     return in_netns(netns_fd, ask)
+
+
+def _cookie_of(socket_fd: int) -> int:
+    """The cookie of the network namespace a socket lives in."""
+    with socket.socket(fileno=os.dup(socket_fd)) as s:
+        return int.from_bytes(s.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 class Datapath:
@@ -104,6 +85,7 @@ class Datapath:
     def __init__(self, pins: Pins, meta: dict[str, Any]) -> None:
         """Take over what is pinned; use `open`."""
         self._pins = pins
+        self._proxy_cgroup: Path | None = None
         self._maps_dir = pins.maps(sources.layout_digest())
         self._pod = Layout(**meta["layouts"]["pod"])
         self._stats = Layout(**meta["layouts"]["pod_stats"])
@@ -111,7 +93,7 @@ class Datapath:
         self._counters = list(meta["counters"])
         self._map = {name: Map.pinned(self._maps_dir / name) for name in _MAPS}
         self._cpus = libbpf.possible_cpus()
-        self._events = Map.pinned(self._maps_dir / "counters", (self._cpus))
+        self._events = Map.pinned(self._maps_dir / "counters", self._cpus)
         self._lookup = libbpf.obj_get(pins.build(sources.digest()) / _SK_LOOKUP.name)
 
     @classmethod
@@ -125,19 +107,35 @@ class Datapath:
         """
         p = Pins(pins)
         p.make()
+        with p.lock():
+            return cls._open(p, cgroup, proxy_cgroup)
+
+    @classmethod
+    def _open(cls, p: Pins, cgroup: Path, proxy_cgroup: Path) -> Datapath:
         maps, build = p.maps(sources.layout_digest()), p.build(sources.digest())
         meta = _read_meta(maps) if (build / _SK_LOOKUP.name).exists() else None
         if meta is None or meta.get("build") != sources.digest() or loader.disabled():
             meta = _load(maps, build)
         datapath = cls(p, meta)
-        datapath._map["config"].set(
-            _INDEX0, datapath._config.pack(proxy_cgroup=proxy_cgroup.stat().st_ino)
-        )
-        datapath._adopt_former_maps()
-        datapath._attach(cgroup, build)
+        try:
+            datapath._proxy_cgroup = proxy_cgroup
+            datapath._follow_proxy()
+            datapath._adopt_former_maps()
+            datapath._attach(cgroup, build)
+        except BaseException:
+            datapath.close()
+            raise
         for old in p.others("build", build) + p.others("maps", maps):
             Pins(old).remove()
         return datapath
+
+    def _follow_proxy(self) -> None:
+        """Tell the hooks the proxy's cgroup; one that is made again has another id."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._proxy_cgroup:
+                raw = self._config.pack(proxy_cgroup=self._proxy_cgroup.stat().st_ino)
+                if self._map["config"].get(_INDEX0) != raw:
+                    self._map["config"].set(_INDEX0, raw)
 
     @classmethod
     def peek(cls, pins: Path) -> Datapath:
@@ -166,8 +164,15 @@ class Datapath:
         finally:
             os.close(target)
         for pin in self._pins.pods.iterdir():  # pods captured under a former build
-            with contextlib.suppress(OSError):
-                self._relink(pin, self._lookup)
+            # One whose listener these maps do not have is still steered by the former ones.
+            if self._map["listeners"].get(self._listener_key(pin)) is not None:
+                with contextlib.suppress(OSError):
+                    self._relink(pin, self._lookup)
+
+    def _listener_key(self, pin: Path) -> bytes:
+        raw = self._map["pods"].get(int(pin.name).to_bytes(8, sys.byteorder))
+        pod = decode(self._pod, raw) if raw is not None else None
+        return key_of(pod.addresses[0]) if pod else bytes(16)
 
     @staticmethod
     def _relink(pin: Path, program: int) -> None:
@@ -179,24 +184,29 @@ class Datapath:
 
     @classmethod
     def _link(cls, pin: Path, program: int, target: int, hook: sources.Hook) -> None:
-        """Attach and pin, or update what is pinned; a defunct link is made anew."""
+        """Attach and pin, or update what is pinned; a link to something else is made anew."""
         if pin.exists():
+            link = libbpf.obj_get(pin)
             try:
-                cls._relink(pin, program)
-                return
-            except OSError:
-                pin.unlink()
+                if libbpf.link_target(link, hook.per_pod) == os.fstat(target).st_ino:
+                    libbpf.link_update(link, program)
+                    return
+            finally:
+                os.close(link)
         link = libbpf.link_create(program, target, hook.attach_type)
         try:
-            libbpf.obj_pin(link, pin)
+            fresh = pin.with_name(f"{pin.name}-new")
+            fresh.unlink(missing_ok=True)
+            libbpf.obj_pin(link, fresh)
+            fresh.replace(pin)  # the former link goes with its pin
         finally:
             os.close(link)
 
     def _adopt_former_maps(self) -> None:
         """Another layout's pods: take them over before its hooks are replaced.
 
-        Their listeners cannot be copied; until the agent calls `capture` again, inbound
-        connections of those pods are refused (never let through).
+        Their listeners cannot be copied, so their namespaces keep the former sk_lookup program with
+        its maps until the agent calls `capture` again.
         """
         for old in self._pins.others("maps", self._maps_dir):
             meta = _read_meta(old)
@@ -206,72 +216,66 @@ class Datapath:
             for key in source.snapshot():
                 raw = source.get(key)
                 if raw is not None:
-                    self._write(_decode(layout, raw))
+                    self._write(decode(layout, raw))
             source.close()
 
     def _write(self, pod: PodCapture) -> None:
-        raw = self._encode(pod)
-        cookie = pod.netns_cookie.to_bytes(8, "little")
+        raw = encode(self._pod, pod)
+        cookie = pod.netns_cookie.to_bytes(8, sys.byteorder)
         if self._map["stats"].get(cookie) is None:
             self._map["stats"].set(cookie, self._stats.pack())
         for address in pod.addresses:
-            self._map["by_address"].set(_key(address), raw)
+            self._map["by_address"].set(key_of(address), raw)
         self._map["pods"].set(cookie, raw)
-
-    def _encode(self, pod: PodCapture) -> bytes:
-        by_version = {4: "", 6: ""}
-        for address in pod.addresses:
-            version = ipaddress.ip_address(address).version
-            if by_version[version]:
-                raise ConfigError(
-                    f"pod {pod.uid}: more than one IPv{version} address {pod.addresses};"
-                    " the hooks know one of each family"
-                )
-            by_version[version] = address
-        if len(pod.node_addresses) > MAX_NODE_ADDRESSES:
-            raise ConfigError(f"node has over {MAX_NODE_ADDRESSES} addresses: {pod.node_addresses}")
-        if len(pod.probe_ports) > MAX_PROBES:
-            raise ConfigError(f"pod {pod.uid}: over {MAX_PROBES} probe ports: {pod.probe_ports}")
-        values: dict[str, Any] = {
-            "cookie": pod.netns_cookie,
-            "uid": pod.uid.encode(),
-            "probe": pod.probe_ports,
-        }
-        if by_version[4]:
-            values["ip4__a"] = _key(by_version[4])
-        if by_version[6]:
-            values["ip6__a"] = _key(by_version[6])
-        for i, address in enumerate(pod.node_addresses):
-            values[f"node__{i}__a"] = _key(address)
-        return self._pod.pack(**values)
 
     def capture(self, pod: PodCapture, netns_fd: int, inbound_fd: int) -> None:
         """Capture a pod, or bring its entry up to date; idempotent.
 
         `netns_fd` is its network namespace, `inbound_fd` the [::]:15006 listener living there.
-        Raises ConfigError when the pod does not fit (too many addresses, probe ports).
+        Raises ConfigError when the pod does not fit (addresses, probe ports, number of pods).
         """
+        encode(self._pod, pod)
+        if _cookie_of(inbound_fd) != pod.netns_cookie:
+            raise ConfigError(
+                f"pod {pod.uid}: its inbound listener lives in another network namespace:"
+                " connections steered to it would time out"
+            )
+        self._follow_proxy()
         old = self.captured().get(pod.uid)
         if old and (old.netns_cookie, old.addresses) != (pod.netns_cookie, pod.addresses):
             self.release(pod.uid)
-        for address in pod.addresses:
-            self._map["listeners"].set(_key(address), inbound_fd.to_bytes(8, "little"))
-        self._write(pod)
-        self._link(self._pins.pods / str(pod.netns_cookie), self._lookup, netns_fd, _SK_LOOKUP)
+        try:
+            for address in pod.addresses:
+                listener = inbound_fd.to_bytes(8, sys.byteorder)
+                self._map["listeners"].set(key_of(address), listener)
+            self._write(pod)
+            self._link(self._pins.pods / str(pod.netns_cookie), self._lookup, netns_fd, _SK_LOOKUP)
+        except OSError as e:
+            self._forget(pod)
+            if e.errno == errno.E2BIG:
+                raise ConfigError(
+                    f"pod {pod.uid}: {e}: more than {self._map['pods'].max_entries} pods, or more"
+                    " than 64 sk_lookup programs in its namespace; AMBIT_BPF_DEFINES=MAX_PODS=N"
+                    " makes room for N"
+                ) from e
+            raise
 
     def release(self, uid: str) -> None:
         """Stop capturing a pod; what is connected stays connected. An unknown uid is fine."""
         pod = self.captured().get(uid)
         if pod is None:
             return
-        cookie = pod.netns_cookie.to_bytes(8, "little")
+        self._forget(pod)
+
+    def _forget(self, pod: PodCapture) -> None:
+        cookie = pod.netns_cookie.to_bytes(8, sys.byteorder)
         self._map["pods"].delete(cookie)
         self._unlink(self._pins.pods / str(pod.netns_cookie))
         for address in pod.addresses:
-            key = _key(address)
+            key = key_of(address)
             raw = self._map["by_address"].get(key)
             # A new pod may have the address by now: only what is this pod's goes.
-            if raw is not None and _decode(self._pod, raw).uid == uid:
+            if raw is None or decode(self._pod, raw).uid == pod.uid:
                 self._map["by_address"].delete(key)
                 self._map["listeners"].delete(key)
         self._map["stats"].delete(cookie)
@@ -294,7 +298,7 @@ class Datapath:
         for key in self._map["pods"].snapshot():
             raw = self._map["pods"].get(key)
             if raw is not None:
-                pod = _decode(self._pod, raw)
+                pod = decode(self._pod, raw)
                 found[pod.uid] = pod
         return found
 
@@ -302,37 +306,41 @@ class Datapath:
         """Give the totals of events by name, e.g. `connect4_captured`."""
         totals = {}
         for i, name in enumerate(self._counters):
-            raw = self._events.get(i.to_bytes(4, "little")) or b""
+            raw = self._events.get(i.to_bytes(4, sys.byteorder)) or b""
             totals[name] = sum(
-                int.from_bytes(raw[j : j + 8], "little") for j in range(0, len(raw), 8)
+                int.from_bytes(raw[j : j + 8], sys.byteorder) for j in range(0, len(raw), 8)
             )
         return totals
 
     def pod_counters(self, uid: str) -> tuple[int, int]:
         """Give (outbound connections captured, inbound steered) of one pod since its capture."""
         pod = self.captured().get(uid)
-        raw = self._map["stats"].get(pod.netns_cookie.to_bytes(8, "little")) if pod else None
+        raw = self._map["stats"].get(pod.netns_cookie.to_bytes(8, sys.byteorder)) if pod else None
         if raw is None:
             return 0, 0
         return self._stats.ints(raw, "outbound")[0], self._stats.ints(raw, "inbound")[0]
 
     def collect(self) -> int:
-        """Forget pods whose network namespace is gone; how many."""
-        dead = []
-        for uid, pod in self.captured().items():
-            pin = self._pins.pods / str(pod.netns_cookie)
-            try:
-                link = libbpf.obj_get(pin)
-            except OSError:
-                continue  # being captured right now
-            try:
-                if libbpf.link_netns(link) == 0:
-                    dead.append(uid)
-            finally:
-                os.close(link)
-        for uid in dead:
-            self.release(uid)
-        return len(dead)
+        """Forget pods whose network namespace is gone, and half-done captures; how many."""
+        self._follow_proxy()
+        dead = [pod for pod in self.captured().values() if not self._alive(pod.netns_cookie)]
+        for pod in dead:
+            self._forget(pod)
+        known = {str(pod.netns_cookie) for pod in self.captured().values()}
+        strays = [pin for pin in self._pins.pods.iterdir() if pin.name not in known]
+        for pin in strays:
+            self._unlink(pin)
+        return len(dead) + len(strays)
+
+    def _alive(self, cookie: int) -> bool:
+        try:
+            link = libbpf.obj_get(self._pins.pods / str(cookie))
+        except OSError:
+            return False  # an agent was killed between the maps and the link
+        try:
+            return libbpf.link_target(link, netns=True) != 0
+        finally:
+            os.close(link)
 
     def close(self) -> None:
         """Close what this process holds; the pins, and with them the capture, stay."""
@@ -348,18 +356,6 @@ class Datapath:
                 for pin in folder.iterdir():
                     Datapath._unlink(pin)
         Pins(pins).remove()
-
-
-def _decode(layout: Layout, raw: bytes) -> PodCapture:
-    own = [layout.bytes_of(raw, f"{n}.a") for n in ("ip4", "ip6")]
-    nodes = [layout.bytes_of(raw, f"node.{i}.a") for i in range(MAX_NODE_ADDRESSES)]
-    return PodCapture(
-        uid=layout.bytes_of(raw, "uid").rstrip(b"\0").decode(),
-        netns_cookie=layout.ints(raw, "cookie")[0],
-        addresses=tuple(_text(a) for a in own if any(a)),
-        node_addresses=tuple(_text(a) for a in nodes if any(a)),
-        probe_ports=tuple(p for p in layout.ints(raw, "probe") if p),
-    )
 
 
 def _read_meta(maps: Path) -> dict[str, Any] | None:

@@ -33,17 +33,33 @@ class _MapInfo(c.Structure):
     )
 
 
+class _Cgroup(c.Structure):
+    """The cgroup member of struct bpf_link_info's union."""
+
+    _fields_ = (("cgroup_id", c.c_uint64), ("attach_type", c.c_uint32))
+
+
+class _Netns(c.Structure):
+    """The netns member."""
+
+    _fields_ = (("netns_ino", c.c_uint32), ("attach_type", c.c_uint32))
+
+
+class _Target(c.Union):
+    """That union, as large as any kernel's (linux/bpf.h)."""
+
+    _fields_ = (("cgroup", _Cgroup), ("netns", _Netns), ("room", c.c_uint64 * 8))
+
+
 class _LinkInfo(c.Structure):
-    """struct bpf_link_info with the netns member of its union (linux/bpf.h)."""
+    """struct bpf_link_info (linux/bpf.h)."""
 
     _fields_ = (
         ("type", c.c_uint32),
         ("id", c.c_uint32),
         ("prog_id", c.c_uint32),
         ("pad", c.c_uint32),
-        ("netns_ino", c.c_uint32),
-        ("attach_type", c.c_uint32),
-        ("rest", c.c_uint64 * 4),
+        ("target", _Target),
     )
 
 
@@ -112,9 +128,10 @@ def _info(fd: int, info: Any) -> Any:
     return info
 
 
-def link_netns(fd: int) -> int:
-    """Inode of the network namespace a link is attached to; 0 once that is gone."""
-    return int(_info(fd, _LinkInfo()).netns_ino)
+def link_target(fd: int, netns: bool) -> int:
+    """Inode of the network namespace or cgroup a link is attached to; 0 once that is gone."""
+    target = _info(fd, _LinkInfo()).target
+    return int(target.netns.netns_ino if netns else target.cgroup.cgroup_id)
 
 
 class Map:

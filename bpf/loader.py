@@ -6,14 +6,16 @@ output. What it loads stays pinned. Nothing else in Ambit imports bcc.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bpf import kernel_headers, layout, libbpf, sources
 from mesh.errors import Unsupported
@@ -28,7 +30,7 @@ WAY_OUT = (
 @dataclass(frozen=True, slots=True)
 class Job:
     """maps: where maps are pinned (and reused). programs: where programs are pinned, or None to
-    only try. only: hooks to load; keep_going: try the rest after a failure."""
+    only try. keep_going: try the rest after a failure."""
 
     maps: Path
     programs: Path | None
@@ -69,7 +71,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _last_lines(text: str, n: int = 3) -> str:
-    return " | ".join([x.strip() for x in text.splitlines() if x.strip()][-n:])[:600]
+    return " | ".join([x.strip() for x in text.splitlines() if x.strip()][-n:])[-600:]
 
 
 # ---- in the child ----------------------------------------------------------------------------
@@ -84,15 +86,31 @@ def _load_one(bpf: Any, hook: sources.Hook, programs: Path | None) -> str:
     """Load (and pin) one hook; "" or the cause."""
     if hook.name in disabled():
         return "disabled by AMBIT_DISABLE_HOOKS"
-    try:
-        function = bpf.load_func(
-            hook.function.encode(), hook.program_type, attach_type=hook.attach_type
-        )
-        if programs:
-            libbpf.obj_pin(function.fd, programs / hook.name)
-    except Exception as e:  # bcc raises bare Exception
-        return str(e)
+    with _stderr() as said:
+        try:
+            function = bpf.load_func(
+                hook.function.encode(), hook.program_type, attach_type=hook.attach_type
+            )
+            if programs:
+                libbpf.obj_pin(function.fd, programs / hook.name)
+        except Exception as e:  # bcc raises bare Exception
+            said.seek(0)
+            words = "".join(x for x in said if not x.startswith("processed "))
+            return f"{e}; the verifier's last words: {_last_lines(words, 4)}"
     return ""
+
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[IO[str]]:
+    """What bcc and the verifier write to fd 2 by themselves, as a file."""
+    before = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 def _layouts(bpf: Any) -> dict[str, Any]:
@@ -122,21 +140,14 @@ def child(job: Mapping[str, Any]) -> dict[str, Any]:
     programs = Path(job["programs"]) if job["programs"] else None
     if programs:
         programs.mkdir(parents=True, exist_ok=True)
-    flags = [f'-DPIN_DIR="{maps}"', "-Wno-everything"]
+    flags = [f'-DPIN_DIR="{maps}"', "-Wno-everything", *(f"-D{d}" for d in sources.defines())]
     bpf = BPF(text=sources.text(), cflags=flags, debug=0)
     hooks: dict[str, str] = {}
     for hook in sources.HOOKS:
         hooks[hook.name] = _load_one(bpf, hook, programs)
         if hooks[hook.name] and not job["keep_going"]:
             break
-    return {"layouts": _layouts(bpf), "hooks": hooks, "counters": _counters()}
-
-
-def _counters() -> list[str]:
-    """Names of enum counter, in order, from the header itself."""
-    body = (sources.HERE / "include" / "structs.h").read_text().split("enum counter {")[1]
-    names = [x.strip().lower() for x in body.split("}")[0].split(",") if x.strip()]
-    return names[: names.index("counters")]
+    return {"layouts": _layouts(bpf), "hooks": hooks, "counters": sources.counters()}
 
 
 def main() -> None:

@@ -8,9 +8,12 @@ PINS/pods/<netns cookie>    sk_lookup links, one per captured pod
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +56,16 @@ class Pins:
             raise Unsupported(
                 f"{self.root} is not on a bpf filesystem: use a folder under /sys/fs/bpf"
             )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time loads and attaches here."""
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def others(self, prefix: str, keep: Path) -> list[Path]:
         """Folders of former builds or layouts."""

@@ -6,9 +6,13 @@ bcc rewrites map accesses only in the main file, so includes are joined here.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from mesh.errors import ConfigError
 
 HERE: Final = Path(__file__).parent
 HEADERS: Final = ("structs.h", "maps.h", "helpers.h")
@@ -49,12 +53,28 @@ def text() -> str:
     return "\n".join(parts)
 
 
+def defines() -> tuple[str, ...]:
+    """Limits given anew by the operator, AMBIT_BPF_DEFINES="MAX_PODS=2048 MAX_FLOWS=65536"."""
+    given = tuple(sorted(os.environ.get("AMBIT_BPF_DEFINES", "").split()))
+    for item in given:
+        if not re.fullmatch(r"[A-Z_]+=[0-9]+", item):
+            raise ConfigError(f"AMBIT_BPF_DEFINES: {item!r} is not NAME=NUMBER")
+    return given
+
+
 def digest() -> str:
-    """Names a build: changes with any source."""
-    return hashlib.sha256(text().encode()).hexdigest()[:16]
+    """Names a build: changes with any source and any limit."""
+    return hashlib.sha256("\0".join((text(), *defines())).encode()).hexdigest()[:16]
+
+
+def counters() -> list[str]:
+    """Names of enum counter, in order, from the header itself."""
+    body = (HERE / "include" / "structs.h").read_text().split("enum counter {")[1].split("}")[0]
+    names = re.findall(r"\w+", re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL))
+    return [name.lower() for name in names[: names.index("COUNTERS")]]
 
 
 def layout_digest() -> str:
     """Names a set of maps: changes only with what lies in them."""
     raw = b"".join((HERE / "include" / n).read_bytes() for n in ("structs.h", "maps.h"))
-    return hashlib.sha256(raw).hexdigest()[:16]
+    return hashlib.sha256(raw + b"\0".join(d.encode() for d in defines())).hexdigest()[:16]

@@ -18,6 +18,9 @@
  * pointer behind both, which the verifier refuses. */
 #define KEEP_APART(what) asm volatile("# " what ::: "memory")
 
+/* One word of a context: two loads merged into one of 8 bytes are refused by the verifier. */
+#define WORD(x) (*(volatile u32 *)&(x))
+
 struct sin4 {
 	u16 family;
 	u16 port;
@@ -57,17 +60,17 @@ static __always_inline int is_mapped(const struct ip *x)
 	return !x->a[0] && !x->a[1] && x->a[2] == MAPPED;
 }
 
-/* 127.0.0.0/8 (mapped) or ::1 */
+/* 127.0.0.0/8 (mapped) or ::1, and the unspecified address, which connect() takes for loopback */
 static __always_inline int is_loopback(const struct ip *x)
 {
 	if (is_mapped(x))
-		return (x->a[3] & 0xff) == 127;
-	return !x->a[0] && !x->a[1] && !x->a[2] && x->a[3] == bpf_htonl(1);
+		return (x->a[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) || !x->a[3];
+	return !x->a[0] && !x->a[1] && !x->a[2] && (!x->a[3] || x->a[3] == bpf_htonl(1));
 }
 
 static __always_inline int in_proxy(void)
 {
 	int zero = 0;
 	struct config *c = config.lookup(&zero);
-	return c && bpf_get_current_cgroup_id() == c->proxy_cgroup;
+	return c && c->proxy_cgroup && bpf_get_current_cgroup_id() == c->proxy_cgroup;
 }

@@ -1,6 +1,7 @@
 /* All maps. They are pinned under PIN_DIR and outlive the process that made them.
- * Memory: pods, by_address, listeners and stats grow with pods (about 1 KB a pod in all); original
- * and real_source are bounded by MAX_FLOWS (96 bytes each); socket_address lives with its socket. */
+ * Memory: pods, by_address and stats are allocated for MAX_PODS (about 1 KB a pod in all), listeners
+ * as used; original and real_source for MAX_FLOWS (about 150 bytes each); socket_address lives with
+ * its socket. */
 
 #define PINNED(kind, key, leaf, name, size) \
 	BPF_TABLE_PINNED(kind, key, leaf, name, size, PIN_DIR "/" #name)
@@ -14,4 +15,15 @@ PINNED("lru_hash", struct flow, struct endpoint, real_source, MAX_FLOWS);
 PINNED("array", int, struct config, config, 1);
 PINNED("percpu_array", int, u64, counters, COUNTERS);
 PINNED("array", int, struct meta, meta, 1);
-BPF_SK_STORAGE(socket_address, struct endpoint);
+
+/* BPF_SK_STORAGE of bcc, pinned: a build that takes over must find what older sockets remember. */
+struct socket_address_table_t {
+	int key;
+	struct endpoint leaf;
+	void *(*sk_storage_get)(void *, void *, int);
+	int (*sk_storage_delete)(void *);
+	u32 flags;
+};
+__attribute__((section("maps/sk_storage:" PIN_DIR "/socket_address")))
+struct socket_address_table_t socket_address = {.flags = BPF_F_NO_PREALLOC};
+BPF_ANNOTATE_KV_PAIR(socket_address, int, struct endpoint);

@@ -1,5 +1,6 @@
 /* Every struct that crosses from kernel to user space. C owns the layout; the loader reads it from
  * bcc's table types and stores it beside the maps (the `meta` map), so nothing mirrors it by hand.
+ * Limits in #ifndef may be given anew: AMBIT_BPF_DEFINES="MAX_PODS=2048 ...".
  * Addresses are 128 bit in network order, IPv4 as ::ffff:a.b.c.d; ports are host order. */
 
 #ifndef MAX_PODS
@@ -8,8 +9,12 @@
 #ifndef MAX_FLOWS
 #define MAX_FLOWS 16384 /* connections between SYN and accept(), LRU: the oldest give way */
 #endif
+#ifndef MAX_PROBES
 #define MAX_PROBES 16
-#define MAX_NODE_ADDRESSES 4
+#endif
+#ifndef MAX_NODE_ADDRESSES
+#define MAX_NODE_ADDRESSES 8 /* four of each family, as a rule */
+#endif
 #define UID_SIZE 48
 #define META_SIZE 16384
 
@@ -42,17 +47,18 @@ enum kind {
 struct endpoint {
 	struct ip ip;
 	u32 port;
-	u32 family; /* of the application's address: AF_INET or AF_INET6 */
 	u32 kind;
-	u32 pad;
+	struct ip self; /* KIND_CLIENT: the pod's own address, for getsockname() */
 };
 
-/* A connection over loopback, seen from its connecting end, less the port both share. */
+/* A connection inside one network namespace, seen from its connecting end: the whole 4-tuple, as
+ * one local port serves several connections to different ports. */
 struct flow {
 	u64 netns;
-	u32 port;
-	u32 local; /* last word of the address */
-	u32 remote;
+	struct ip local;
+	struct ip remote;
+	u16 local_port;
+	u16 remote_port;
 	u32 pad;
 };
 
@@ -69,10 +75,16 @@ enum counter {
 	CONNECT4_CAPTURED,
 	CONNECT6_CAPTURED,
 	CONNECT_PROXY_EXEMPT,
+	CONNECT_FAILED, /* no memory to remember the destination: refused */
+	DEVICE_UNBOUND, /* SO_BINDTODEVICE taken off: loopback is not on that device */
+	FLOW_OFFERED, /* by the connecting end */
+	FLOW_TAKEN, /* by the accepting end */
+	FLOW_WITHDRAWN, /* as the connection failed */
 	LOOKUP_STEERED,
 	LOOKUP_LOCAL,
 	LOOKUP_HBONE,
 	LOOKUP_PROBE,
+	LOOKUP_STRANGER, /* to an address the pod was not captured with: refused */
 	LOOKUP_NO_LISTENER,
 	LOOKUP_ASSIGN_FAILED,
 	REAL_SOURCE_SET,

@@ -1,6 +1,7 @@
 /* sk_lookup, one link per captured pod's network namespace: what arrives from outside lands on the
  * pod's 15006 listener, whatever port it asked for. There is no netns cookie here: the pod is known
- * by its address. Also sees SYNs to ports where nothing listens. */
+ * by its address. Also sees SYNs to ports where nothing listens. An outside packet with the pod's own
+ * source is a martian (IPv4), or its SYN-ACK goes to the pod itself (IPv6): no handshake. */
 
 static __always_inline int is_probe(struct pod *p, struct ip *from, u32 port)
 {
@@ -53,8 +54,14 @@ int sk_lookup(struct bpf_sk_lookup *ctx)
 		return SK_PASS;
 	}
 	p = by_address.lookup(&to);
-	if (!p)
+	if (!p) {
+		count(LOOKUP_STRANGER);
+		return SK_DROP; /* an address nobody told us must not be a way around the proxy */
+	}
+	if (same(&from, &p->ip4) || same(&from, &p->ip6)) {
+		count(LOOKUP_LOCAL);
 		return SK_PASS;
+	}
 	if (is_probe(p, &from, ctx->local_port)) {
 		count(LOOKUP_PROBE);
 		return SK_PASS;

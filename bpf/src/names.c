@@ -15,7 +15,7 @@ static __always_inline struct endpoint *peer_of(struct bpf_sock *sk)
 int getpeername4(struct bpf_sock_addr *ctx)
 {
 	struct endpoint *e = peer_of(ctx->sk);
-	if (e && e->family == AF_INET) {
+	if (e && is_mapped(&e->ip)) {
 		ctx->user_ip4 = e->ip.a[3];
 		ctx->user_port = bpf_htons(e->port);
 	}
@@ -35,51 +35,44 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-static __always_inline struct pod *client_pod(struct bpf_sock_addr *ctx)
+/* The captured socket's own address, as the application should see it. */
+static __always_inline struct ip *self_of(struct bpf_sock *sk)
 {
 	struct endpoint *e;
-	u64 cookie;
-	if (!ctx->sk)
+	if (!sk)
 		return 0;
-	e = socket_address.sk_storage_get(ctx->sk, 0, 0);
+	e = socket_address.sk_storage_get(sk, 0, 0);
 	if (!e || e->kind != KIND_CLIENT)
 		return 0;
-	cookie = bpf_get_netns_cookie(ctx);
-	return pods.lookup(&cookie);
+	return &e->self;
 }
 
 int getsockname4(struct bpf_sock_addr *ctx)
 {
-	struct pod *p;
+	struct ip *self;
 	if (ctx->user_ip4 != LOOPBACK4)
 		return 1;
-	p = client_pod(ctx);
-	if (p && p->ip4.a[3])
-		ctx->user_ip4 = p->ip4.a[3];
+	self = self_of(ctx->sk);
+	if (self && is_mapped(self))
+		ctx->user_ip4 = self->a[3];
 	return 1;
 }
 
 int getsockname6(struct bpf_sock_addr *ctx)
 {
-	struct ip now;
-	struct pod *p;
+	struct ip now, *self;
 	now.a[0] = ctx->user_ip6[0];
 	now.a[1] = ctx->user_ip6[1];
 	now.a[2] = ctx->user_ip6[2];
 	now.a[3] = ctx->user_ip6[3];
 	if (!is_loopback(&now))
 		return 1;
-	p = client_pod(ctx);
-	if (!p)
+	self = self_of(ctx->sk);
+	if (!self || (!self->a[0] && !is_mapped(self)))
 		return 1;
-	if (is_mapped(&now)) {
-		if (p->ip4.a[3])
-			ctx->user_ip6[3] = p->ip4.a[3];
-	} else if (p->ip6.a[0]) {
-		ctx->user_ip6[0] = p->ip6.a[0];
-		ctx->user_ip6[1] = p->ip6.a[1];
-		ctx->user_ip6[2] = p->ip6.a[2];
-		ctx->user_ip6[3] = p->ip6.a[3];
-	}
+	ctx->user_ip6[0] = self->a[0];
+	ctx->user_ip6[1] = self->a[1];
+	ctx->user_ip6[2] = self->a[2];
+	ctx->user_ip6[3] = self->a[3];
 	return 1;
 }

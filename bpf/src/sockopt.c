@@ -10,7 +10,7 @@ int getsockopt_hook(struct bpf_sockopt *ctx)
 	e = socket_address.sk_storage_get(sk, 0, 0);
 	if (!e || e->kind != KIND_ORIGINAL)
 		return 1;
-	if (e->family == AF_INET) {
+	if (is_mapped(&e->ip)) {
 		struct sin4 *s = ctx->optval;
 		if ((void *)(s + 1) > ctx->optval_end)
 			return 1;
@@ -54,13 +54,11 @@ int setsockopt_hook(struct bpf_sockopt *ctx)
 		return 0;
 	e.kind = KIND_RELAY;
 	if (a4->family == AF_INET) {
-		e.family = AF_INET;
 		e.ip = mapped(a4->addr);
 		e.port = bpf_ntohs(a4->port);
 	} else {
-		if ((void *)(a6 + 1) > ctx->optval_end)
+		if ((void *)(a6 + 1) > ctx->optval_end || a6->family != AF_INET6)
 			return 0;
-		e.family = AF_INET6;
 		e.ip.a[0] = a6->addr[0];
 		e.ip.a[1] = a6->addr[1];
 		e.ip.a[2] = a6->addr[2];

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bpf import Datapath, PodCapture, sources
+from bpf import Datapath, PodCapture, netns_cookie, sources
 from bpf.features import probe
 from mesh.errors import ConfigError, Unsupported
 from tests.bpf.rig import NODE4, PROBE, V4, V6, Rig, names, original
@@ -263,7 +263,8 @@ def test_release_and_reuse_of_an_address(rig: Rig) -> None:
     assert d is not None
     old = rig.pod()
     with Rig("dp2") as second:
-        new = PodCapture("uid-2", 1 << 40, old.addresses, old.node_addresses, ())
+        cookie = netns_cookie(second.ns)
+        new = PodCapture("uid-2", cookie, old.addresses, old.node_addresses, ())
         listener = second.listen("::", 15006)
         d.capture(new, second.ns, listener.fileno())
         d.release("uid-1")
