@@ -32,7 +32,7 @@ from mesh.store import FolderStore
 
 log = logging.getLogger(__name__)
 
-_GRACE: Final = 2.0  # seconds that calls get to finish; streams never do
+_GRACE: Final = 2.0  # seconds that calls under way get to finish
 
 
 def utc_now() -> datetime.datetime:
@@ -139,7 +139,10 @@ class ControlPlane:
     async def stop(self) -> None:
         """Finish calls, then stop."""
         if self._server is not None:
-            await self._server.stop(_GRACE)
+            stopping = asyncio.ensure_future(self._server.stop(_GRACE))
+            await asyncio.sleep(0)  # closed to new streams first
+            self.hub.end_streams()
+            await stopping
             self._server = None
         if self._running is not None:
             self._running.cancel()

@@ -69,6 +69,11 @@ class Hub:
             for stream in self.streams:
                 stream.news.set()
 
+    def end_streams(self) -> None:
+        """Close every stream."""
+        for stream in self.streams:
+            stream.end()
+
 
 class Stream:
     """One proxy's stream."""
@@ -93,20 +98,27 @@ class Stream:
         # Responses must leave in the order they were made; a slow client holds this, and while it
         # does nothing is made for it.
         self._writing = asyncio.Lock()
+        self._ending = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until the client goes; raises BadInput when it breaks the protocol."""
-        broken: BadInput | None = None
-        async with asyncio.TaskGroup() as tasks:
-            pushing = tasks.create_task(self._push())
-            try:
-                await self._read()
-            except BadInput as e:
-                broken = e
-            finally:
-                pushing.cancel()
-        if broken:
-            raise broken
+        """Serve until the client goes or end() is called; raises BadInput on a broken protocol."""
+        tasks = [asyncio.ensure_future(w) for w in (self._read(), self._push(), self._ended())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def end(self) -> None:
+        """Close the stream; the client will dial again, here or elsewhere."""
+        self._ending.set()
+
+    async def _ended(self) -> None:
+        await self._ending.wait()
 
     async def _read(self) -> None:
         while True:
