@@ -7,6 +7,7 @@ Facts come in as the JSON the processes serve; the judgement goes out as plain J
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,6 +23,7 @@ from mesh.errors import BadInput
 _LIFE_LEFT: Final = 0.25
 _ROOT_LEFT: Final = 30 * 86400.0  # seconds: time enough to put in another root
 _ACCEPTED: Final = "Accepted"
+_EXPECTED: Final = "nothing, if that is expected"
 
 _AGENT: Final = {
     # hooks: 1 loaded, 0 not; causes: why not
@@ -168,14 +170,9 @@ def _agent(node: NodeFacts, judge: _Judge, where: str) -> Found:
             "new ones wait",
             judge.logs(f"agent/{node.name}"),
         )
-        return {"redirect": "", "cause": "", "hooks": [], "pods": {"enrolled": 0, "pending": []}}
-    redirect = node.agent.get("redirect") or {}
-    mode, cause = redirect.get("mode") or "", redirect.get("cause") or ""
-    if cause:
-        judge.note(where, f"pods are captured by {mode}: {cause}", "nothing, if that is expected")
-    for hook, why in sorted((redirect.get("causes") or {}).items()):
-        judge.note(where, f"the hook {hook} is not loaded: {why}", "nothing, if that is expected")
+        return {"redirect": "", "cause": "", "hooks": {}, "pods": {"enrolled": 0, "pending": []}}
     pods = node.agent.get("pods") or []
+    found = _redirect(node.agent, judge, where)
     pending = [p for p in pods if p.get("redirection") == "pending" or p.get("state") == "failed"]
     for p in pending:
         why = ": ".join(t for t in (p.get("reason"), p.get("message")) if t) or p.get("state")
@@ -184,14 +181,31 @@ def _agent(node: NodeFacts, judge: _Judge, where: str) -> Found:
             f"not in the mesh on {where}: {why}",
             judge.logs(f"agent/{node.name}"),
         )
+    enrolled = sum(1 for p in pods if p.get("redirection") == "enabled")
+    return {**found, "pods": {"enrolled": enrolled, "pending": [dict(p) for p in pending]}}
+
+
+def _redirect(agent: Mapping[str, Any], judge: _Judge, where: str) -> Found:
+    redirect = agent.get("redirect") or {}
+    mode, cause = redirect.get("mode") or "", redirect.get("cause") or ""
+    hooks = redirect.get("hooks") or {}
+    if cause:
+        judge.note(where, f"pods are captured by {mode}: {cause}", _EXPECTED)
+    for hook, why in sorted((redirect.get("causes") or {}).items()):
+        judge.note(where, f"the hook {hook} is not loaded: {why}", _EXPECTED)
+    modes = Counter(
+        p.get("mode") or mode for p in agent.get("pods") or [] if p.get("redirection") == "enabled"
+    )
+    for other, count in sorted(modes.items()):
+        if other != mode:
+            what = f"{count} pods are captured by {other}, not {mode}"
+            if not all(p.get("held_listeners") for p in agent.get("proxies") or []):
+                what += ": this ztunnel does not take the listeners that the agent holds"
+            judge.note(where, what, _EXPECTED)
     return {
-        "redirect": mode,
+        "redirect": "+".join(sorted(modes)) or mode,
         "cause": cause,
-        "hooks": sorted(h for h, loaded in (redirect.get("hooks") or {}).items() if loaded),
-        "pods": {
-            "enrolled": sum(1 for p in pods if p.get("redirection") == "enabled"),
-            "pending": [dict(p) for p in pending],
-        },
+        "hooks": {hook: bool(loaded) for hook, loaded in sorted(hooks.items())},
     }
 
 

@@ -126,7 +126,7 @@ def _node_row(node: Mapping[str, Any]) -> list[str]:
         node["name"],
         _up(node["agent"]),
         node["redirect"] or "?",
-        ",".join(node["hooks"]) or "none",
+        f"{sum(node['hooks'].values())}/{len(node['hooks'])}",
         proxy,
         ztunnel["version"] or "?",
         str(pods["enrolled"]),

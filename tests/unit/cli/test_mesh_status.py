@@ -33,6 +33,7 @@ AGENT: dict[str, Any] = {
             "name": "web-1",
             "state": "proved",
             "redirection": "enabled",
+            "mode": "ebpf",
             "reason": "Proved",
             "message": "a connection through its own hooks arrived",
         },
@@ -96,7 +97,7 @@ def test_a_healthy_mesh_has_nothing_to_say() -> None:
     report = judge()
     assert (report["ok"], report["problems"], report["notes"]) == (True, [], [])
     (node,) = report["nodes"]
-    assert (node["redirect"], node["hooks"]) == ("ebpf", ["connect4", "sk_lookup"])
+    assert (node["redirect"], node["hooks"]) == ("ebpf", {"connect4": True, "sk_lookup": True})
     assert node["pods"] == {"enrolled": 1, "pending": []}
     assert (node["ztunnel"]["ready"], node["ztunnel"]["version"]) == (True, "0.1.0")
     assert node["connections"] == 3
@@ -174,14 +175,28 @@ def test_a_fallback_is_a_note_and_no_fault() -> None:
         "hooks": {"connect4": 1, "sk_lookup": 0},
         "causes": {"sk_lookup": "this kernel refuses it"},
     }
-    report = judge(p8000=agent(redirect=redirect))
+    pods = [{**AGENT["pods"][0], "mode": "nftables"}]
+    report = judge(p8000=agent(redirect=redirect, pods=pods))
     assert report["ok"]
-    assert report["nodes"][0]["hooks"] == ["connect4"]
+    assert report["nodes"][0]["hooks"] == {"connect4": True, "sk_lookup": False}
     assert [note["what"] for note in report["notes"]] == [
         "pods are captured by nftables: not all hooks load here",
         "the hook sk_lookup is not loaded: this kernel refuses it",
     ]
     assert "this kernel refuses it" in status.render(report)
+
+
+def test_pods_captured_otherwise_than_preferred_are_told() -> None:
+    """A ztunnel that opens its own listeners is steered to by nftables: said, with the cause."""
+    pods = [{**AGENT["pods"][0], "mode": "nftables"}]
+    proxies = [{**AGENT["proxies"][0], "held_listeners": False}]
+    report = judge(p8000=agent(pods=pods, proxies=proxies))
+    assert report["ok"]
+    assert report["nodes"][0]["redirect"] == "nftables"
+    assert report["notes"][0]["what"] == (
+        "1 pods are captured by nftables, not ebpf:"
+        " this ztunnel does not take the listeners that the agent holds"
+    )
 
 
 @pytest.mark.parametrize(
