@@ -92,6 +92,7 @@ class PodAdd:
     roles: tuple[int, ...]
     redirect: int
     inbound: bool = True
+    policies: tuple[Authorization, ...] | None = None  # None: they come; until then refuse
 
 
 @dataclass(frozen=True, slots=True)

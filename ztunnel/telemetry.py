@@ -105,13 +105,10 @@ class Telemetry:
         conn = event.conn
         labels = self._labels_of(conn, "-")
         series = self.tcp.series(labels, conn.pod, now)
-        if not event.opened:
+        if event.opened:
+            self._no_longer_live(live, labels, conn.pod, now)
+        else:
             series.opened += 1
-        elif live.get(labels, 0) > 0:
-            live[labels] -= 1
-            series.live -= 1
-            if not live[labels]:
-                del live[labels]
         received, sent = _request_first(
             conn, event.bytes_sent - event.told_sent, event.bytes_recv - event.told_recv
         )
@@ -121,6 +118,18 @@ class Telemetry:
             series = self.tcp.series(labels._replace(response_flags=event.flag), conn.pod, now)
             series.failed += 1
         series.closed += 1
+
+    def _no_longer_live(
+        self, live: dict[Labels, int], labels: Labels, pod: str, now: float
+    ) -> None:
+        if labels not in live:  # the service guessed for it has changed since it was opened
+            labels = next((k for k in live if _but_service(k) == _but_service(labels)), labels)
+        if labels not in live:
+            return
+        self.tcp.series(labels, pod, now).live -= 1
+        live[labels] -= 1
+        if not live[labels]:
+            del live[labels]
 
     def _service(self, conn: ipc.Connection) -> ipc.ServiceRef | None:
         if conn.service is None and conn.direction == "inbound":
@@ -193,6 +202,12 @@ def _labels(conn: ipc.Connection, service: ipc.ServiceRef | None, flag: str) -> 
     }
     known = {name: value or UNKNOWN for name, value in values.items()}
     return Labels(**known, response_flags=flag)
+
+
+def _but_service(labels: Labels) -> Labels:
+    return labels._replace(
+        destination_service="", destination_service_name="", destination_service_namespace=""
+    )
 
 
 def _join(address: tuple[str, int]) -> str:

@@ -7,6 +7,7 @@ does, and `on_update` applies.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -240,11 +241,15 @@ def _to_pb(request: Request, node: Node | None) -> discovery_pb2.DeltaDiscoveryR
     return pb
 
 
-def header_environment(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
-    """Collect `<prefix>NAME=value` variables as headers (XDS_HEADER_*, CA_HEADER_*)."""
-    return {k[len(prefix) :].lower(): v for k, v in environ.items() if k.startswith(prefix)}
-
-
 def node_metadata(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Collect ISTIO_META_* as text; used beside what the component says of itself."""
-    return {k[len("ISTIO_META_") :]: v for k, v in environ.items() if k.startswith("ISTIO_META_")}
+    """Collect ISTIO_META_* (text) and ISTIO_METAJSON_* (JSON); raises ConfigError."""
+    found: dict[str, Any] = {}
+    for name, value in environ.items():
+        if name.startswith("ISTIO_META_"):
+            found[name.removeprefix("ISTIO_META_")] = value
+        elif name.startswith("ISTIO_METAJSON_"):
+            try:
+                found[name.removeprefix("ISTIO_METAJSON_")] = json.loads(value)
+            except ValueError as e:
+                raise ConfigError(f"{name}: not JSON: {e}") from e
+    return found

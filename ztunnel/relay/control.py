@@ -196,6 +196,9 @@ class Control(Handler):
         if known is not None:
             os.close(fds[0])
             known.pod.describe(added)
+            if added.policies is not None:
+                known.pod.set_policies(added.policies)
+                judge_again(known.pod)
             for old in known.pod.listeners:
                 old.stop()
             known.pod.listeners.clear()
@@ -208,6 +211,8 @@ class Control(Handler):
             )
             capture = next(iter(self.captures.values()))
         served = Served(Pod(self.context, NetNs(fds[0]), added, capture))
+        if added.policies is not None:
+            served.pod.set_policies(added.policies)
         self.served[added.uid] = served
         self._listen(served, added, listeners)
 
