@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 
+# Kinds whose objects the cluster gives an identity; others belong to whoever reads them.
+_OWN: Final = ("Namespace", "Node", "ServiceAccount", "Pod", "Deployment", "Service")
+_COPIED: Final = "lab.ambit.io/copied"  # annotation: there is a copy in a file of the user's own
 _SAME_LOG: Final = 10.0  # seconds between two equal complaints
 
 
@@ -103,11 +106,12 @@ class Cluster:
         return min(times)
 
     def _reconcile(self, now: float) -> None:
-        everything = self.store.list()
-        for obj in workloads.implied(everything):
-            if namespace_of(obj) not in self._namespaces - self._alive(everything):
-                self.store.apply(obj)
-        self._collect(everything)
+        self._collect(self.store.list())
+        for obj in workloads.implied(self.store.list()):
+            self.store.apply(obj)
+        for obj in self.store.list():
+            if obj["kind"] in _OWN and "uid" not in obj["metadata"]:
+                self._rewrite(obj)
         everything = self.store.list()
         for node in [o for o in everything if o["kind"] == "Node"]:
             self._ensure_node(node)
@@ -132,9 +136,35 @@ class Cluster:
             for o in everything
             if o["kind"] not in CLUSTER_SCOPED and o["metadata"].get("namespace") in gone
         ]
-        for obj in [*doomed, *workloads.orphans(everything)]:
+        orphans = workloads.orphans(everything)
+        for obj in [*doomed, *orphans, *filter(self._file_gone, everything)]:
             self.store.delete(obj["kind"], namespace_of(obj), obj["metadata"]["name"])
         self._namespaces -= gone
+
+    def _rewrite(self, obj: Object, **spec: Any) -> None:
+        """Write what the cluster fills in: identity, and fields of spec.
+
+        Of an object in a file of the user's own this makes a second, later copy, which goes when
+        the user's does.
+        """
+        kind, meta = obj["kind"], obj["metadata"]
+        args = (kind, meta.get("namespace"), meta["name"])
+        new = self.store.as_written(*args)
+        if new is None:
+            return
+        if any(not f.startswith(f"{kind}.") for f in self.store.files_of(*args)):
+            new["metadata"].setdefault("annotations", {})[_COPIED] = "true"
+        if spec:
+            new["spec"] = {**(new.get("spec") or {}), **spec}
+        self.store.apply(new)
+
+    def _file_gone(self, obj: Object) -> bool:
+        """Say whether only our copy is left of an object from a user's own file."""
+        kind, meta = obj["kind"], obj["metadata"]
+        if _COPIED not in (meta.get("annotations") or {}):
+            return False
+        files = self.store.files_of(kind, meta.get("namespace"), meta["name"])
+        return all(f.startswith(f"{kind}.") for f in files)
 
     def _complain(self, what: str) -> None:
         now = time.monotonic()
@@ -251,7 +281,8 @@ class Cluster:
             self._complain(str(e))
             return
         if new is not None:
-            self.store.apply(_unmerged(new))
+            filled = ("clusterIP", "clusterIPs", "ipFamilies")
+            self._rewrite(service, **{key: new["spec"][key] for key in filled})
             service["spec"] = new["spec"]
 
     def _roll(self, deployment: Object, everything: list[Object]) -> None:
@@ -279,6 +310,9 @@ class Cluster:
         present = {p["metadata"]["uid"]: p for p in pods if not is_static(p)}
         for uid, runner in self._pods.items():
             if uid in present:
+                if not present[uid]["spec"].get("nodeName"):  # edited by hand
+                    present[uid]["spec"]["nodeName"] = runner.node.name
+                    self._rewrite(present[uid], nodeName=runner.node.name)
                 runner.update(present[uid])
             else:
                 runner.stop(now)
@@ -299,7 +333,7 @@ class Cluster:
             load[node] += 1
             if not wanted:
                 pod["spec"]["nodeName"] = node
-                self.store.apply(_unmerged(pod))
+                self._rewrite(pod, nodeName=node)
             number = self._number(node)
             self._pods[uid] = PodRunner(self._kubelet, self._nodes[node], pod, number)
 
@@ -380,11 +414,6 @@ _RELOAD: Final = 1  # SIGHUP: dnsmasq reads its hosts files again
 def _key(obj: Object) -> tuple[str, str, str]:
     namespace = "" if obj["kind"] in CLUSTER_SCOPED else namespace_of(obj)
     return obj["kind"], namespace, obj["metadata"]["name"]
-
-
-def _unmerged(obj: Object) -> Object:
-    """Drop what controllers say about an object: that is kept apart from what is applied."""
-    return {k: v for k, v in obj.items() if k != "status"}
 
 
 def _object(kind: str, namespace: str | None, name: str, **fields: Any) -> Object:

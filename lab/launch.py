@@ -5,6 +5,8 @@
 
 A program of its own that imports next to nothing: it runs once for every process of the lab, and
 what it changes (namespaces, control group, mounts) it changes in itself, then it becomes COMMAND.
+The descriptor in LAB_STARTED_FD, if there is one, reaches its end of file when that has happened;
+when it could not, a byte comes first.
 Exits 127 when COMMAND is not found, 126 when it or its place cannot be used.
 """
 
@@ -13,6 +15,10 @@ import json
 import os
 import signal
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _CLONE_NEWNS = 0x20000  # linux/sched.h
 _CLONE_NEWNET = 0x40000000
@@ -32,7 +38,7 @@ def _mount(source: "str | None", target: str, flags: int) -> None:
     _check(_libc.mount(raw, target.encode(), None, ctypes.c_ulong(flags), None), target)
 
 
-def enter(spec: "dict[str, object]") -> None:
+def enter(spec: "dict[str, Any]") -> None:
     """Move into the place that SPEC names; raises OSError."""
     if spec.get("session"):
         os.setsid()
@@ -61,22 +67,33 @@ def enter(spec: "dict[str, object]") -> None:
 def main() -> None:
     """Do it."""
     spec, command = json.loads(sys.argv[1]), sys.argv[2:]
+    started = int(os.environ.get("LAB_STARTED_FD", "-1"))
+    if started >= 0:
+        os.set_inheritable(started, False)
+    code, why = _become(spec, command)
+    sys.stderr.write(f"{why}\n")
+    if started >= 0:
+        os.write(started, b"x")
+    sys.exit(code)
+
+
+def _become(spec: "dict[str, Any]", command: "list[str]") -> "tuple[int, str]":
+    """Turn into the command, or say why not, and the exit code for it."""
+    if not command:
+        return 126, "no command: the container needs `command` (no image is pulled)"
     try:
         enter(spec)
     except OSError as error:
-        sys.stderr.write(f"cannot start {command[0]}: {error}\n")
-        sys.exit(126)
+        return 126, f"cannot start {command[0]}: {error}"
     # The interpreter ignores these; the program it becomes should not start so.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, spec["env"])
     except FileNotFoundError:
-        sys.stderr.write(f"{command[0]}: not found in PATH {spec['env'].get('PATH', '')}\n")
-        sys.exit(127)
+        return 127, f"{command[0]}: not found in PATH {spec['env'].get('PATH', '')}"
     except OSError as error:
-        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
-        sys.exit(126)
+        return 126, f"{command[0]}: {error.strerror}"
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from lab import cgroups
 
 log = logging.getLogger(__name__)
 
+_LAUNCH_TURN: Final = 0.005  # seconds between two looks whether a launch is done
 _STEADY: Final = 10.0  # seconds of life after which a crash is a new story
 _FIRST_DELAY: Final = 0.25  # doubled with each crash that follows; the first restart is at once
 _MAX_DELAY: Final = 15.0
@@ -36,12 +38,13 @@ class Process:
     _child: subprocess.Popen[bytes] | None = None
     _due: float | None = 0.0  # when to start; None: never again
     _crashes: int = 0
-    _asked: bool = field(default=False)  # its end was asked for
+    _asked: bool = False  # its end was asked for
+    _started_fd: int = -1  # the launcher's word that the program itself runs
 
     @property
     def running(self) -> bool:
-        """Whether it runs."""
-        return self._child is not None
+        """Whether it runs: the program itself, not only what starts it."""
+        return self._child is not None and self._started_fd < 0
 
     @property
     def pid(self) -> int | None:
@@ -51,7 +54,9 @@ class Process:
     @property
     def due(self) -> float | None:
         """When it has to be looked at again, None when only its end matters."""
-        return None if self._child else self._due
+        if self._child is not None:
+            return None if self._started_fd < 0 else time.monotonic() + _LAUNCH_TURN
+        return self._due
 
     @property
     def ended(self) -> bool:
@@ -64,6 +69,7 @@ class Process:
         if self._child is not None and (code := self._child.poll()) is not None:
             self._ended(code, now)
             changed = True
+        changed |= self._launched()
         if self._child is None and self._due is not None and now >= self._due:
             self._start(now)
             changed = True
@@ -88,12 +94,39 @@ class Process:
         self.send(number)
 
     def _start(self, now: float) -> None:
-        with self.log.open("ab") as out:
-            self._child = subprocess.Popen(
-                self.argv(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            with self.log.open("ab") as out:
+                self._child = subprocess.Popen(
+                    self.argv(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    pass_fds=[write],
+                    env={**os.environ, "LAB_STARTED_FD": str(write)},
+                )
+        except BaseException:
+            os.close(read)
+            raise
+        finally:
+            os.close(write)
+        self._started_fd = read
         self.started_at, self._due, self._asked = now, None, False
         log.info("%s: started, pid %d", self.name, self._child.pid)
+
+    def _launched(self) -> bool:
+        """Look whether the launcher has become the program; True when that is news."""
+        if self._started_fd < 0:
+            return False
+        try:
+            word = os.read(self._started_fd, 1)
+        except BlockingIOError:
+            return False
+        if word and self._child is not None:
+            return False  # it could not: its end follows
+        os.close(self._started_fd)
+        self._started_fd = -1
+        return True
 
     def _ended(self, code: int, now: float) -> None:
         self._child, self.exit_code = None, code

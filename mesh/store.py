@@ -107,6 +107,13 @@ class FolderStore:
             self._cache.refresh()
             return self._written(key)
 
+    def files_of(self, kind: str, namespace: str | None, name: str) -> Lines:
+        """Name the files that hold a copy of an object."""
+        key = make_key(kind, namespace, name)
+        with self._lock:
+            self._cache.refresh()
+            return sorted(f for f, cached in self._cache.files.items() if key in cached.objects)
+
     def changes(self, known: Mapping[Key, int]) -> tuple[dict[Key, tuple[int, Object]], set[Key]]:
         """Compare with revisions seen before: ({key: (revision, object)} new or changed, gone)."""
         with self._lock:
