@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         description=(
             "The per-node L4 proxy: takes pods from the node agent (ZDS), workloads and policies\n"
             "from the control plane (xDS), certificates from its CA, and starts relay workers\n"
-            "that carry the pods' connections over mutual TLS. Environment variables configure it.\n"
+            "that carry the connections over mutual TLS. Configured by environment variables.\n"
             "SIGTERM drains: connections may finish, new ones are for the next ztunnel."
         ),
         epilog=help_text(),
