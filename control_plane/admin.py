@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import threading
@@ -28,6 +29,13 @@ from mesh.pb import authorization_pb2, workload_pb2
 log = logging.getLogger(__name__)
 
 _TIMEOUT: Final = 10.0  # seconds a client may take over its request
+
+
+def _is_loopback(client: str) -> bool:
+    """Say whether a peer address is of this machine, also as ::ffff:127.0.0.1."""
+    address = ipaddress.ip_address(client.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def _addresses(resource: Resource) -> list[str]:
@@ -87,11 +95,13 @@ class AdminServer:
         ready: Callable[[], bool],
         dump: Callable[[], dict[str, Any]],
     ) -> None:
-        def answer(path: str) -> tuple[int, str, bytes]:
+        def answer(path: str, client: str) -> tuple[int, str, bytes]:
             if path == "/metrics":
                 return 200, CONTENT_TYPE_LATEST, generate_latest(metrics.registry)
             if path in ("/healthz/ready", "/ready"):
                 return (200, "text/plain", b"ready\n") if ready() else (503, "text/plain", b"no\n")
+            if path.startswith("/debug/") and not _is_loopback(client):
+                return 403, "text/plain", b"/debug is for this machine's loopback only\n"
             if path == "/debug/registry":
                 return 200, "application/json", json.dumps(dump(), indent=1).encode()
             return 404, "text/plain", b"/metrics /healthz/ready /debug/registry\n"
@@ -100,7 +110,7 @@ class AdminServer:
             timeout = _TIMEOUT
 
             def do_GET(self) -> None:
-                status, content_type, body = answer(self.path.split("?")[0])
+                status, content_type, body = answer(self.path.split("?")[0], self.client_address[0])
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))

@@ -26,9 +26,9 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from mesh.errors import BadInput, Unsupported
+from mesh.errors import BadInput
 from mesh.manifest import (
     Key,
     dump_manifest,
@@ -48,6 +48,8 @@ from mesh.store_cache import (
     written,
 )
 
+_LONGEST_NAME: Final = 250  # a file name has at most 255 bytes; ours are ASCII
+_POLL: Final = 0.2  # seconds between looks where inotify is not to be had
 Objects = list[Object]
 Lines = list[str]
 
@@ -141,6 +143,8 @@ class FolderStore:
         none, and generation counts changes of spec.
         """
         key, new = normalise(obj)
+        if len(file_name(key, "yaml")) > _LONGEST_NAME:
+            raise BadInput(f"{key}: kind, namespace and name together are too long for a file name")
         with self._writing():
             old = self._written(key)
             metadata = new["metadata"]
@@ -216,19 +220,22 @@ class FolderStore:
         while True:
             with self._lock:
                 self._cache.drain()
-                changed, self._cache.changed = self._cache.changed, False
                 inotify = self._cache.inotify
+                if inotify is None:
+                    self._cache.refresh()
+                changed, self._cache.changed = self._cache.changed, False
             if changed:
                 return True
-            if inotify is None:
-                raise Unsupported(f"cannot watch {self.root}: no inotify (see the log)")
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            inotify.wait(left)
+            if inotify is None:
+                time.sleep(min(left, _POLL))
+            else:
+                inotify.wait(left)
 
     def close(self) -> None:
-        """Stop watching."""
+        """Give the watch back; what is left works by comparing files."""
         with self._lock:
             self._cache.close()
 

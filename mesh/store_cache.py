@@ -229,6 +229,8 @@ class Cache:
                 dirty |= self._reload_file(name)
         for key in dirty:
             self._merge_key(key)
+        if dirty and self.inotify is None:
+            self.changed = True
 
     def drain(self) -> None:
         """Take note of what inotify saw."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from cp_support import Tokens, pod
 
+from control_plane.admin import _is_loopback
 from control_plane.app import main
 from control_plane.options import parse_options
 from mesh.store import FolderStore
@@ -156,3 +157,18 @@ def test_process_starts_on_a_messy_folder_and_ends_on_sigterm(tmp_path: Path) ->
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("client", "allowed"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("10.244.1.5", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_debug_pages_are_for_loopback(client: str, allowed: bool) -> None:
+    """The dump tells who runs where: it is not for every pod that reaches the metrics port."""
+    assert _is_loopback(client) is allowed

@@ -79,6 +79,7 @@ def test_apply_keeps_status_when_it_brings_none(tmp_path: Path) -> None:
         {"kind": "Pod", "metadata": {"name": "a", "namespace": "../x"}},
         {"kind": "../Pod", "metadata": {"name": "a"}},
         {"kind": "Pod", "metadata": {"name": "a", "labels": {"x": 1}}},
+        {"kind": "Pod", "metadata": {"name": "a" * 250}},
         {"kind": "Pod", "metadata": {"name": "a"}, "spec": []},
         {"kind": "Pod", "metadata": {"name": "a"}, "spec": {"x": object()}},
     ],
@@ -339,8 +340,8 @@ def test_folder_replaced_under_a_watcher(tmp_path: Path) -> None:
     assert watcher.watch(1) is True
 
 
-def test_without_inotify_it_still_reads(tmp_path: Path) -> None:
-    """A closed store (or a machine out of watches) compares stamps instead."""
+def test_without_inotify_it_still_follows(tmp_path: Path) -> None:
+    """On a machine out of watches (here: a closed store) files are compared instead."""
     reader = FolderStore(tmp_path)
     reader.close()
     writer = FolderStore(tmp_path)
@@ -349,6 +350,11 @@ def test_without_inotify_it_still_reads(tmp_path: Path) -> None:
         assert reader.list()[0]["spec"]["nodeName"] == f"n{i % 10}"
     writer.delete("Pod", "shop", "a")
     assert reader.list() == []
+    while reader.watch(0.3):
+        pass
+    writer.apply(pod("b"))
+    assert reader.watch(1) is True
+    assert reader.watch(0.3) is False
 
 
 def test_writers_do_not_lose_each_other(tmp_path: Path) -> None:
