@@ -31,11 +31,16 @@ Progress = Callable[[str], None]
 
 _NODES: Final = ("node1", "node2")  # where the objects name none
 _TURN: Final = 0.25  # seconds between two looks at what is missing
+_ENDING: Final = 5.0  # seconds a lab may take to end, or to begin to answer
 _TAIL: Final = 15  # lines of a log shown with a failure
 
 
 class Lab:
-    """The lab `name`; as a context manager it is taken down at the end."""
+    """The lab `name`.
+
+    As a context manager it is taken down at the end, and ends with this process however that
+    ends. Otherwise it goes on by itself once up() has succeeded.
+    """
 
     def __init__(
         self,
@@ -54,9 +59,12 @@ class Lab:
         binary = check_binary(ztunnel_binary)
         self._settings = Settings(name, mesh, redirect, binary, env or {})
         self._opened: FolderStore | None = None
+        self._scoped = False  # used as a context manager
+        self._leash: int | None = None  # write end of a pipe: the lab ends when it closes
         self._built = False  # by this object: another's lab is not ours to take down at the end
 
     def __enter__(self) -> Lab:
+        self._scoped = True
         return self
 
     def __exit__(
@@ -109,6 +117,14 @@ class Lab:
         except BaseException:
             self.down()
             raise
+        if not self._scoped and self._leash is not None:
+            os.write(self._leash, b"g")  # go on alone
+            self._drop_leash()
+
+    def _drop_leash(self) -> None:
+        if self._leash is not None:
+            os.close(self._leash)
+            self._leash = None
 
     def down(self) -> None:
         """Remove it and all it left, live or dead."""
@@ -116,6 +132,7 @@ class Lab:
             self._opened.close()
             self._opened = None
         cleanup.clean(self.layout)
+        self._drop_leash()
 
     @property
     def live(self) -> bool:
@@ -123,18 +140,31 @@ class Lab:
         return cleanup.is_live(self.layout)
 
     def _make_way(self, replace: bool) -> None:
-        if self.live and not replace:
+        if self.live and not replace and not self._ending():
             raise LabError(
                 f"lab {self.name!r} is up; take it down (ambit lab down --name {self.name}), "
                 "replace it (--replace) or choose another --name"
             )
         self.down()
 
+    def _ending(self) -> bool:
+        """Say whether a lab that counts as live is about to be gone; one that is starting is not.
+
+        A manager that ends answers no more, and its guard holds the lock until all is killed.
+        """
+        deadline = time.monotonic() + _ENDING
+        while self.live and time.monotonic() < deadline:
+            if "error" not in self._request({"do": "components"}):
+                return False
+            time.sleep(0.02)
+        return not self.live
+
     def _start(self, wanted: list[Object]) -> None:
         layout = self.layout
         for folder in (layout.objects, layout.control_plane, layout.logs, layout.etc):
             folder.mkdir(parents=True)
         fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        leash, self._leash = os.pipe()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (layout.state / "lab.json").write_text(self._settings.dump())
@@ -142,16 +172,14 @@ class Lab:
                 wanted = [*(_node(name) for name in _NODES), *wanted]
             for obj in wanted:
                 objects.apply(self.store, obj)
-            subprocess.run(
-                [sys.executable, "-m", "lab.manager", self.name, "--lock-fd", str(fd)],
-                pass_fds=[fd],
-                cwd=PROJECT,
-                check=True,
-            )
+            command = [sys.executable, "-m", "lab.manager", self.name]
+            command += ["--lock-fd", str(fd), "--leash-fd", str(leash)]
+            subprocess.run(command, pass_fds=[fd, leash], cwd=PROJECT, check=True)
         except (BlockingIOError, subprocess.CalledProcessError) as e:
             raise LabError(f"lab {self.name!r}: its manager could not be started: {e}") from e
         finally:
             os.close(fd)
+            os.close(leash)
 
     def wait_ready(self, timeout: float = 60, *, progress: Progress = lambda line: None) -> None:
         """Wait until every pod is ready, and captured if it is to be; LabError says what is not."""

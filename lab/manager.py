@@ -1,7 +1,7 @@
 """The lab's one daemon: scheduler, controllers, kubelets, CNI, kube-proxy and DNS in one loop.
 
-`python -m lab.manager NAME --lock-fd N`, started by `ambit lab up`; what it starts dies
-with it. Requests come over STATE/manager.sock, one JSON line each, answered by one.
+`python -m lab.manager NAME --lock-fd N --leash-fd N`, started by `ambit lab up`; what it starts
+dies with it. Requests come over STATE/manager.sock, one JSON line each, answered by one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class _Restart:
 class Manager:
     """The loop around a Cluster."""
 
-    def __init__(self, layout: Layout, settings: Settings) -> None:
+    def __init__(self, layout: Layout, settings: Settings, leash: int) -> None:
         self._layout = layout
+        self._leash = leash
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -76,6 +77,7 @@ class Manager:
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
         poll.register(self._server, select.POLLIN)
+        poll.register(self._leash, select.POLLIN)
         while not self._stop:
             changed = self._changed.is_set()
             self._changed.clear()
@@ -87,12 +89,23 @@ class Manager:
             wait = 0.0 if self._changed.is_set() else self._cluster.due() - time.monotonic()
             if self._restarts:
                 wait = min(wait, 0.5)
-            for fd, _ in poll.poll(max(0, int(wait * 1000) + 1)):
-                if fd == self._read:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self._read, 65536)
-                else:
-                    self._accept()
+            ready = {fd for fd, _ in poll.poll(max(0, int(wait * 1000) + 1))}
+            if self._leash in ready:
+                poll.unregister(self._leash)
+                self._feel_leash()
+            if self._read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._read, 65536)
+            # After the leash: a lab that is ending answers nobody, and so counts as ending.
+            if self._server.fileno() in ready and not self._stop:
+                self._accept()
+
+    def _feel_leash(self) -> None:
+        """Go on alone when let go; end when whoever held the other end is gone."""
+        if not os.read(self._leash, 1):
+            log.warning("the process that this lab belongs to is gone: ending")
+            self._stop = True
+        os.close(self._leash)
 
     def _on_term(self, *_: object) -> None:
         self._stop = True
@@ -200,10 +213,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lab.manager", description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--lock-fd", type=int, required=True, help="the locked lock file")
+    parser.add_argument(
+        "--leash-fd",
+        type=int,
+        required=True,
+        help="read end of a pipe: a byte lets the lab go on alone, its end ends the lab",
+    )
     args = parser.parse_args(arguments)
     layout = Layout(args.name)
     _daemonize(layout)
     os.set_inheritable(args.lock_fd, False)
+    os.set_inheritable(args.leash_fd, False)
     os.ftruncate(args.lock_fd, 0)
     os.pwrite(args.lock_fd, str(os.getpid()).encode(), 0)
     logging.basicConfig(
@@ -214,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _guard(layout)
     try:
         settings = Settings.load((layout.state / "lab.json").read_text())
-        Manager(layout, settings).run()
+        Manager(layout, settings, args.leash_fd).run()
     except (MeshError, OSError):
         log.exception("the lab cannot go on")
         return 1
