@@ -147,7 +147,7 @@ def test_two_labs_stand_side_by_side(lab: Lab) -> None:
 def test_a_failed_up_says_which_pod_and_why_and_leaves_nothing() -> None:
     """A command that does not exist; the log's tail is in the message."""
     lab = Lab("t-failed", mesh=False)
-    with pytest.raises(LabError) as error:
+    with pytest.raises(LabError) as error, lab:
         lab.up([namespace("plain", False), *pod("plain", "broken", "node1", ["no-such-thing"])])
     assert "plain/broken" in str(error.value)
     assert "no-such-thing: not found" in str(error.value)
