@@ -10,6 +10,7 @@ Both ends are our own processes, yet only the classes of ipc.py and what they ho
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import operator
 import os
@@ -205,10 +206,15 @@ def _reducer(cls: type) -> Callable[[Any], tuple[type, tuple[Any, ...]]]:
 
 
 _DISPATCH: Final = {c: _reducer(c) for c in _CLASSES if is_dataclass(c)}
+# By its own choice an enum member pickles as a call of builtins.getattr (Python 3.11), which the
+# other end must never allow: here it is the class and the value.
+_ENUMS: Final = {
+    c: lambda member: (type(member), (member.value,)) for c in _CLASSES if issubclass(c, enum.Enum)
+}
 
 
 class _Pickler(pickle.Pickler):
-    dispatch_table = _DISPATCH
+    dispatch_table = {**_DISPATCH, **_ENUMS}  # noqa: RUF012 (pickle's own class attribute)
 
 
 class _Unpickler(pickle.Unpickler):
