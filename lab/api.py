@@ -352,16 +352,18 @@ class Lab:
             text=True,
         )
         assert process.stderr is not None
-        said = ""
+        said = b""
         deadline = time.monotonic() + 10
-        while "listening on" not in said:
-            ready, _, _ = select.select([process.stderr], [], [], deadline - time.monotonic())
-            line = process.stderr.readline() if ready else ""
-            if not line:
+        while b"listening on" not in said:
+            # Past the file's buffer: what that holds back, select does not see.
+            fd = process.stderr.fileno()
+            ready, _, _ = select.select([fd], [], [], max(0, deadline - time.monotonic()))
+            chunk = os.read(fd, 4096) if ready else b""
+            if not chunk:
                 process.kill()
                 process.wait()
-                raise LabError(f"tcpdump on {node} does not start: {said.strip()}")
-            said += line
+                raise LabError(f"tcpdump on {node} does not start: {said.decode().strip()}")
+            said += chunk
         return process
 
     def logs(self, what: str) -> str:
