@@ -9,7 +9,7 @@ from pathlib import Path
 from bpf import sources
 from bpf.datapath import Datapath
 from bpf.features import probe
-from bpf.pins import Pins
+from bpf.pins import Pins, attached
 from mesh.errors import MeshError
 
 
@@ -18,16 +18,27 @@ def features() -> int:
     found = probe()
     for f in found:
         sys.stdout.write(f"{f.hook:14} {'loads' if f.available else 'does not load: ' + f.cause}\n")
+    missing = [f for f in found if not f.available]
+    if missing:
+        sys.stdout.write(f"{len(missing)} of {len(found)} do not load; {missing[0].way_out}\n")
     return 0 if all(f.available for f in found) else 1
 
 
 def show(root: Path) -> int:
-    """Captured pods and counters of one node."""
+    """Hooks, captured pods and counters of one node."""
     pins = Pins(root)
-    if not (pins.build(sources.digest()) / "sk_lookup").exists():
-        sys.stderr.write(f"{root}: nothing of this build is pinned there\n")
+    try:
+        datapath = Datapath.peek(root)
+    except OSError:
+        found = ", ".join(sorted(p.name for p in root.glob("build-*"))) or "nothing"
+        sys.stderr.write(
+            f"{root}: no build of this version (build-{sources.digest()}) is pinned there,"
+            f" found {found}; pins lie below /sys/fs/bpf, one folder for each node agent\n"
+        )
         return 1
-    datapath = Datapath.peek(root)
+    for hook, target in sorted(attached(pins).items()):
+        where = f"attached to cgroup {target}" if target else "defunct: its cgroup is gone"
+        sys.stdout.write(f"{hook:14} {where}\n")
     for uid, pod in sorted(datapath.captured().items()):
         out, inn = datapath.pod_counters(uid)
         sys.stdout.write(f"{uid}  {','.join(pod.addresses)}  outbound {out}  inbound {inn}\n")

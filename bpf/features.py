@@ -16,7 +16,7 @@ from bpf.pins import Pins
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One hook: `cause` is empty when it loads."""
+    """One hook: `cause` is empty when it loads, with the verifier's last words when it does not."""
 
     hook: str
     cause: str
@@ -25,6 +25,11 @@ class Feature:
     def available(self) -> bool:
         """Whether the hook loads."""
         return not self.cause
+
+    @property
+    def way_out(self) -> str:
+        """What to do about one that does not load."""
+        return loader.WAY_OUT if self.cause else ""
 
 
 def probe(scratch: Path = Path("/sys/fs/bpf/ambit-probe")) -> list[Feature]:

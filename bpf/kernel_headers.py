@@ -11,28 +11,40 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Final
 
 from mesh.errors import Unsupported
 
-_ARCH = {"x86_64": "x86", "aarch64": "arm64"}
+_ARCH: Final = {"x86_64": "x86", "aarch64": "arm64"}  # arch/ in the kernel, by machine
 
 
-def find(cache: Path = Path("/var/cache/ambit")) -> Path:
+def cache_folder() -> Path:
+    """AMBIT_CACHE_DIR, or the machine's usual place."""
+    return Path(os.environ.get("AMBIT_CACHE_DIR", "/var/cache/ambit"))
+
+
+def find(
+    cache: Path | None = None,
+    modules: Path = Path("/lib/modules"),
+    sources: Path = Path("/usr/src"),
+) -> Path:
     """A tree for BCC_KERNEL_SOURCE; raises Unsupported naming the package to install."""
     given = os.environ.get("BCC_KERNEL_SOURCE")
     if given:
         return Path(given)
-    own = Path("/lib/modules") / platform.release() / "build"
+    own = modules / platform.release() / "build"
     if own.exists():
         return own
-    for common in sorted(Path("/usr/src").glob("linux-headers-*-common"), key=_version)[::-1]:
-        stem = common.name.removesuffix("-common")
-        for arch in sorted(Path("/usr/src").glob(stem + "-*")):
-            if arch != common and (arch / "include" / "generated").is_dir():
-                return _merge(common, arch, cache / "kernel-headers" / arch.name)
+    for arch in sorted(sources.glob("linux-headers-*"), key=_version, reverse=True):
+        if not (arch / "include" / "generated").is_dir():
+            continue  # a -common half
+        if (arch / "include" / "linux").is_dir():
+            return arch  # whole by itself, as Ubuntu's
+        common = _common_of(arch)
+        if common:
+            return _merge(common, arch, (cache or cache_folder()) / "kernel-headers" / arch.name)
     raise Unsupported(
-        "no kernel headers for bcc: neither "
-        f"{own} nor a linux-headers package in /usr/src."
+        f"no kernel headers for bcc: neither {own} nor a linux-headers package in {sources}."
         " Install linux-headers-amd64 (Debian), or set BCC_KERNEL_SOURCE"
     )
 
@@ -41,24 +53,33 @@ def _version(path: Path) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", path.name))
 
 
+def _common_of(arch: Path) -> Path | None:
+    """linux-headers-6.1.0-9-common of linux-headers-6.1.0-9-cloud-amd64."""
+    stem = arch.name
+    while "-" in stem:
+        stem = stem.rpartition("-")[0]
+        if (common := arch.with_name(f"{stem}-common")).is_dir():
+            return common
+    return None
+
+
 def _merge(common: Path, arch: Path, tree: Path) -> Path:
     cpu = _ARCH.get(platform.machine(), platform.machine())
-    links = {
-        **{tree / "include" / p.name: p for p in (common / "include").iterdir()},
-        tree / "include" / "generated": arch / "include" / "generated",
-        tree / "include" / "config": arch / "include" / "config",
-        **{
-            tree / "arch" / cpu / "include" / p.name: p
-            for p in (common / "arch" / cpu / "include").iterdir()
-        },
-        tree / "arch" / cpu / "include" / "generated": (
-            arch / "arch" / cpu / "include" / "generated"
-        ),
-    }
-    for link, target in links.items():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink() or link.readlink() != target:
-            scratch = link.with_name(f".{link.name}.{os.getpid()}")
-            scratch.symlink_to(target)
-            scratch.replace(link)
+    links: dict[Path, Path] = {}
+    for part in (Path("include"), Path("arch") / cpu / "include"):
+        for half in (common, arch):  # what both have (generated, config) is the second's
+            if (half / part).is_dir():
+                links |= {tree / part / p.name: p for p in (half / part).iterdir()}
+    try:
+        for link, target in links.items():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink() or link.readlink() != target:
+                scratch = link.with_name(f".{link.name}.{os.getpid()}")
+                scratch.symlink_to(target)
+                scratch.replace(link)
+    except OSError as e:
+        raise Unsupported(
+            f"kernel headers cannot be merged under {tree}: {e};"
+            " set AMBIT_CACHE_DIR to a folder that can be written"
+        ) from e
     return tree

@@ -82,7 +82,7 @@ def disabled() -> set[str]:
     return {x for x in os.environ.get("AMBIT_DISABLE_HOOKS", "").split(",") if x}
 
 
-def _load_one(bpf: Any, hook: sources.Hook, programs: Path | None) -> str:
+def load_one(bpf: Any, hook: sources.Hook, programs: Path | None) -> str:
     """Load (and pin) one hook; "" or the cause."""
     if hook.name in disabled():
         return "disabled by AMBIT_DISABLE_HOOKS"
@@ -144,7 +144,7 @@ def child(job: Mapping[str, Any]) -> dict[str, Any]:
     bpf = BPF(text=sources.text(), cflags=flags, debug=0)
     hooks: dict[str, str] = {}
     for hook in sources.HOOKS:
-        hooks[hook.name] = _load_one(bpf, hook, programs)
+        hooks[hook.name] = load_one(bpf, hook, programs)
         if hooks[hook.name] and not job["keep_going"]:
             break
     return {"layouts": _layouts(bpf), "hooks": hooks, "counters": sources.counters()}

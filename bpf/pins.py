@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpf import libbpf
 from mesh.errors import Unsupported
 
 BPFFS_MAGIC = 0xCAFE4A11  # linux/magic.h
@@ -74,6 +75,18 @@ class Pins:
     def remove(self) -> None:
         """Unpin everything."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def attached(pins: Pins) -> dict[str, int]:
+    """The cgroup id each of the node's hooks is attached to; 0: that cgroup is gone."""
+    found = {}
+    for pin in pins.hooks.iterdir():
+        link = libbpf.obj_get(pin)
+        try:
+            found[pin.name] = libbpf.link_target(link, netns=False)
+        finally:
+            os.close(link)
+    return found
 
 
 class _StatFs(ctypes.Structure):

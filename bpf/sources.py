@@ -17,6 +17,7 @@ from mesh.errors import ConfigError
 HERE: Final = Path(__file__).parent
 HEADERS: Final = ("structs.h", "maps.h", "helpers.h")
 SOURCES: Final = ("connect.c", "names.c", "sockops.c", "sockopt.c", "lookup.c")
+_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
 PREAMBLE: Final = "#include <uapi/linux/bpf.h>\n#include <uapi/linux/in.h>\n"
 
 
@@ -54,27 +55,41 @@ def text() -> str:
 
 
 def defines() -> tuple[str, ...]:
-    """Limits given anew by the operator, AMBIT_BPF_DEFINES="MAX_PODS=2048 MAX_FLOWS=65536"."""
+    """Limits given anew by the operator, AMBIT_BPF_DEFINES="MAX_PODS=2048 MAX_FLOWS=65536".
+
+    Raises ConfigError naming one that is no limit.
+    """
+    known = re.findall(r"#ifndef (\w+)", _header("structs.h"))
     given = tuple(sorted(os.environ.get("AMBIT_BPF_DEFINES", "").split()))
     for item in given:
-        if not re.fullmatch(r"[A-Z_]+=[0-9]+", item):
-            raise ConfigError(f"AMBIT_BPF_DEFINES: {item!r} is not NAME=NUMBER")
+        if not re.fullmatch(rf"({'|'.join(known)})=[1-9][0-9]*", item):
+            raise ConfigError(
+                f"AMBIT_BPF_DEFINES: {item!r} is not NAME=NUMBER with NAME of {', '.join(known)}"
+            )
     return given
 
 
 def digest() -> str:
     """Names a build: changes with any source and any limit."""
-    return hashlib.sha256("\0".join((text(), *defines())).encode()).hexdigest()[:16]
+    return _hash(text(), *defines())
+
+
+def layout_digest() -> str:
+    """Names a set of maps: changes only with what lies in them, not with a comment."""
+    code = (_COMMENT.sub(" ", _header(name)) for name in ("structs.h", "maps.h"))
+    return _hash(*(" ".join(part.split()) for part in code), *defines())
 
 
 def counters() -> list[str]:
     """Names of enum counter, in order, from the header itself."""
-    body = (HERE / "include" / "structs.h").read_text().split("enum counter {")[1].split("}")[0]
-    names = re.findall(r"\w+", re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL))
+    body = _COMMENT.sub("", _header("structs.h")).split("enum counter {")[1].split("}")[0]
+    names = re.findall(r"\w+", body)
     return [name.lower() for name in names[: names.index("COUNTERS")]]
 
 
-def layout_digest() -> str:
-    """Names a set of maps: changes only with what lies in them."""
-    raw = b"".join((HERE / "include" / n).read_bytes() for n in ("structs.h", "maps.h"))
-    return hashlib.sha256(raw + b"\0".join(d.encode() for d in defines())).hexdigest()[:16]
+def _header(name: str) -> str:
+    return (HERE / "include" / name).read_text()
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""One node for a file of tests; each test starts with nothing captured."""
+"""One node for all tests (loading takes seconds); each test starts with nothing captured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hook_rig import Rig
 from bpf.datapath import Datapath
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rig() -> Iterator[Rig]:
     made = Rig()
     try:

@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -286,6 +287,31 @@ class Pod:
         return entry
 
 
+class Load:
+    """Work for `start`: `once` again and again until `stop`; how often each outcome came."""
+
+    def __init__(self, once: Callable[[], str]) -> None:
+        self._once = once
+        self._reader, self._writer = os.pipe()
+
+    def __call__(self) -> dict[str, int]:
+        outcomes: dict[str, int] = {}
+        while not select.select([self._reader], [], [], 0)[0]:
+            try:
+                outcome = self._once()
+            except OSError as e:
+                outcome = type(e).__name__
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        return outcomes
+
+    def stop(self) -> None:
+        os.write(self._writer, b"x")
+
+    def __del__(self) -> None:
+        os.close(self._reader)
+        os.close(self._writer)
+
+
 class Rig:
     """One node: a bridge in the node's namespace, pods a and b, and a world outside."""
 
@@ -298,6 +324,7 @@ class Rig:
         self.pins = BPFFS / self.tag
         self.servers: list[Server] = []
         self._children: list[Child] = []
+        self._extra = 0
         for folder in (self.cgroup, self.proxy_cgroup, self.agent_cgroup):
             folder.mkdir()
         lines = ["link add br0 type bridge", "link set br0 up", "link set lo up"]
@@ -343,9 +370,17 @@ class Rig:
         self._wire(pod.netns, name, pod.ipv4, pod.ipv6)
         return pod
 
+    def extra_pod(self) -> Pod:
+        """One that a test may destroy."""
+        self._extra += 1
+        return self._pod(f"x{self._extra}", 100 + self._extra)
+
     def keep(self, child: Child) -> Child:
         self._children.append(child)
         return child
+
+    def load_from_world(self, load: Load) -> Child:
+        return self.keep(fork(None, self.world, load))
 
     def from_world(self, work: Callable[[], T]) -> T:
         return fork(None, self.world, work).result()
@@ -368,8 +403,8 @@ class Rig:
     def remove(self) -> None:
         self.quiet()
         Datapath.remove(self.pins)
-        for netns in (self.a.netns, self.b.netns, self.world, self.node):
-            subprocess.run(["ip", "netns", "del", netns], capture_output=True)
+        for netns in Path("/run/netns").glob(f"{self.tag}-*"):
+            subprocess.run(["ip", "netns", "del", netns.name], capture_output=True)
         for folder in sorted(self.cgroup.glob("*/"), reverse=True):
             until(lambda f=folder: _gone(f), f"{folder} is empty")
         until(lambda: _gone(self.cgroup), f"{self.cgroup} is empty")

@@ -63,9 +63,7 @@ def test_a_non_blocking_connect_is_captured_once(rig: Rig, datapath: Datapath, t
 
 def test_data_sent_with_the_syn_is_captured(rig: Rig, datapath: Datapath) -> None:
     """MSG_FASTOPEN connects inside sendto()."""
-    rig.a.serve(
-        socket.AF_INET, "127.0.0.1", OUTBOUND, lambda s, _: (original(s), s.recv(100))
-    )
+    rig.a.serve(socket.AF_INET, "127.0.0.1", OUTBOUND, lambda s, _: (original(s), s.recv(100)))
     rig.a.capture(datapath, rig.a.inbound())
 
     def work() -> str:
@@ -169,9 +167,7 @@ def test_the_proxy_is_never_captured(rig: Rig, datapath: Datapath) -> None:
 
 
 @pytest.mark.parametrize("to", [AWAY4, AWAY6, MAPPED], ids=["v4", "v6", "mapped"])
-def test_without_the_proxys_listener_nothing_leaves(
-    rig: Rig, datapath: Datapath, to: str
-) -> None:
+def test_without_the_proxys_listener_nothing_leaves(rig: Rig, datapath: Datapath, to: str) -> None:
     """Fail closed: refused at once, not sent out."""
     rig.a.capture(datapath, rig.a.inbound())
     with pytest.raises(ConnectionRefusedError):

@@ -79,9 +79,7 @@ def test_a_failed_connection_leaves_its_client_to_nobody(
     assert rig.a.do(other) == repr(((seen, 41000), (seen, 41000)))
 
 
-def test_two_ports_of_the_app_and_one_source_port_do_not_mix(
-    rig: Rig, datapath: Datapath
-) -> None:
+def test_two_ports_of_the_app_and_one_source_port_do_not_mix(rig: Rig, datapath: Datapath) -> None:
     """The whole 4-tuple names a connection: a shared local port is common under load."""
     rig.a.capture(datapath, rig.a.inbound())
     for port in (7006, 7007):
