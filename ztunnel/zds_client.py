@@ -20,7 +20,7 @@ from ztunnel.state import address_key
 log = logging.getLogger(__name__)
 
 _PAUSE_FIRST: Final = 0.05  # before dialling again; doubles
-_PAUSE_MOST: Final = 5.0
+_PAUSE_MOST: Final = 0.25  # a socket on this machine costs nothing to dial
 _MAX_FDS: Final = 1 + len(zds.ROLES)
 
 
