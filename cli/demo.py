@@ -142,7 +142,14 @@ class Demo:
 
     def wire(self) -> None:
         """What a capture between the nodes shows."""
-        args = ["-nn", "-A", "-s0", "-i", "eth0", "tcp and net 10.244.0.0/16"]
+        args = [
+            "-nn",
+            "-A",
+            "-s0",
+            "-i",
+            "eth0",
+            "tcp and (net 10.244.0.0/16 or net fd00:10:244::/48)",
+        ]
         step(
             3,
             "On the wire between the nodes",
@@ -156,16 +163,14 @@ class Demo:
         text = capture.communicate(timeout=10)[0]
         ports = Counter(
             p
-            for a, b in re.findall(r"10\.244\.\d+\.\d+\.(\d+) > 10\.244\.\d+\.\d+\.(\d+):", text)
+            for a, b in re.findall(r"IP6? \S+\.(\d+) > \S+\.(\d+):", text)
             for p in [b if b == "15008" else a]
         )
         for line in [x for x in text.splitlines() if " > " in x][:4]:
             say("   " + line[:110])
         if set(ports) != {"15008"} or BODY in text or "HTTP/1" in text:
             raise DemoFailed(f"plaintext or another port on the wire: {dict(ports)}")
-        good(
-            f"{sum(ports.values())} packets between pods, all TLS on 15008; nothing readable"
-        )
+        good(f"{sum(ports.values())} packets between pods, all TLS on 15008; nothing readable")
 
     def policy(self) -> None:
         """One caller denied, the others not."""
@@ -204,7 +209,7 @@ class Demo:
             "Live metrics, with the names dashboards know",
             "curl localhost:15020/metrics   # on a node",
         )
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for node in ("node1", "node2"):
             for text in self.lab.fetch(node, ZTUNNEL_METRICS, "/metrics").splitlines():
                 m = re.match(

@@ -75,7 +75,7 @@ def policy(
     app: str | None,
     action: str,
     rules: list[dict[str, Any]],
-    **annotations: str,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     spec: dict[str, Any] = {"action": action, "rules": rules}
     if app:
@@ -86,9 +86,7 @@ def policy(
         "metadata": {
             "name": name,
             "namespace": ns,
-            "annotations": {
-                k.replace("__", "/").replace("_", "-"): v for k, v in annotations.items()
-            },
+            "annotations": {"istio.io/dry-run": "true"} if dry_run else {},
         },
         "spec": spec,
     }

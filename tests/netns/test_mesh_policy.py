@@ -38,7 +38,7 @@ def apply(mesh: Lab) -> Iterator[object]:
     time.sleep(1)
 
 
-def passes(lab: Lab, who: str, target: str = "server") -> bool:
+def passes(lab: Lab, who: str, target: str = "server.mesh") -> bool:
     return tool(lab, who, "outcome", target, "9000")["end"] == "data"
 
 
@@ -85,7 +85,7 @@ def test_deny_refuses_one_caller_and_a_port(mesh: Lab, apply) -> None:  # type: 
 
 def test_dry_run_refuses_nobody(mesh: Lab, apply) -> None:  # type: ignore[no-untyped-def]
     """A dry-run DENY for everyone only reports."""
-    apply(policy("mesh", "dry", "server", "DENY", [{}], istio_io__dry_run="true"))
+    apply(policy("mesh", "dry", "server", "DENY", [{}], dry_run=True))
     assert passes(mesh, "mesh/client")
 
 
@@ -143,7 +143,7 @@ def test_strict_with_a_permissive_port(mesh: Lab, apply) -> None:  # type: ignor
         }
     )
     assert not passes(mesh, "plain/outsider")
-    assert tool(mesh, "plain/outsider", "first", "server")["line"]
+    assert tool(mesh, "plain/outsider", "first", "server.mesh")["line"]
 
 
 def test_what_l4_cannot_enforce_is_reported_and_read_strictly(mesh: Lab, apply) -> None:  # type: ignore[no-untyped-def]
