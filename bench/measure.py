@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -51,10 +52,14 @@ class Round:
 
 @dataclass(slots=True)
 class Result:
-    """All rounds of a row: by contender, in the order of the pairs."""
+    """All rounds of a row: by contender, in the order of the pairs.
+
+    background: CPUs that something else kept busy before each pair.
+    """
 
     row: Row
     rounds: dict[str, list[Round]] = field(default_factory=dict)
+    background: list[float] = field(default_factory=list)
 
     def spread(self, name: str, value: Callable[[Round], float | None]) -> Spread | None:
         """Summarise one number of one contender; None where the row does not have it."""
@@ -83,6 +88,13 @@ def one_round(row: Row, contender: Contender, seconds: int) -> Round:
     return Round(outcome, spent / units * 1e6, machine / units * 1e6)
 
 
+def background(seconds: float = 0.5) -> float:
+    """CPUs busy while nothing is measured."""
+    before, began = usage.busy_seconds(), time.monotonic()
+    time.sleep(seconds)
+    return (usage.busy_seconds() - before) / (time.monotonic() - began)
+
+
 def measure(
     row: Row,
     contenders: list[Contender],
@@ -96,6 +108,7 @@ def measure(
         one_round(row, contender, WARM_UP_SECONDS)
     result = Result(row, {name: [] for name in by_name})
     for pair in range(pairs):
+        result.background.append(background())
         for name in order(list(by_name), pair):
             done = one_round(row, by_name[name], seconds)
             result.rounds[name].append(done)

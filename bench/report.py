@@ -20,6 +20,7 @@ _NUMBERS: Final[dict[str, Callable[[Round], float | None]]] = {
     "proxy_cpu_us": lambda r: r.proxy_cpu_us,
     "machine_cpu_us": lambda r: r.machine_cpu_us,
 }
+_BUSY: Final = 0.2  # CPUs: more than an idle machine with a lab on it uses
 _BASES: Final = ("direct", "envoy", "ztunnel")
 
 
@@ -47,6 +48,9 @@ def table(result: Result) -> str:
             f"{name:9}{rate.median:>16,.5g}  {low_high:>19}"
             f"{cells[0]:>9}{cells[1]:>9}{cells[2]:>15}{cells[3]:>17}"
         )
+    busy = max(result.background, default=0.0)
+    if busy > _BUSY:
+        lines.append(f"note: something else kept up to {busy:.1f} CPUs busy; expect a wide spread")
     return "\n".join(lines)
 
 
@@ -73,6 +77,7 @@ def as_dict(result: Result) -> dict[str, Any]:
             if base in names and over != base and over != "direct"
         },
         "contenders": {name: _contender(result, name) for name in names},
+        "background_cpus": result.background,
     }
 
 

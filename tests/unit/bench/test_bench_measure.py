@@ -36,6 +36,7 @@ def test_every_pair_holds_one_round_of_each_in_rotating_order(
         return Round(Outcome(float(len(ran)), 1), 0.0, 0.0)
 
     monkeypatch.setattr(measure, "one_round", fake)
+    monkeypatch.setattr(measure, "background", lambda: 0.1)
     result = run(ROWS["across-rps1"], [_Way("direct"), _Way("ambit")], pairs=3, seconds=4)
     assert ran[:2] == [("direct", 1), ("ambit", 1)]
     assert [name for name, _ in ran[2:]] == [
@@ -48,3 +49,4 @@ def test_every_pair_holds_one_round_of_each_in_rotating_order(
     ]
     assert [r.outcome.rate for r in result.rounds["direct"]] == [3.0, 6.0, 7.0]
     assert result.ratio("ambit", "direct").median == 8 / 7
+    assert result.background == [0.1, 0.1, 0.1]

@@ -48,3 +48,11 @@ def test_table_has_a_line_for_each_contender() -> None:
     lines = report.table(_result(direct=[1000.0], ambit=[500.0])).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["direct", "ambit"]
     assert "1,000" in lines[1]
+
+
+def test_a_machine_that_was_not_idle_is_told() -> None:
+    """A wide spread has a cause that the reader should know."""
+    result = _result(direct=[2.0], ambit=[1.0])
+    assert "kept up to" not in report.table(result)
+    result.background = [0.0, 1.5]
+    assert "1.5 CPUs busy" in report.table(result)
