@@ -139,7 +139,7 @@ IDENTITIES = st.one_of(st.none(), st.builds(SpiffeId, st.just(TRUST), NAMES, NAM
 SUBJECTS = st.builds(Subject, IDENTITIES, IPS, IPS, PORTS)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(POLICIES, max_size=4, unique_by=lambda p: p.key), SUBJECTS)
 def test_judges_as_the_reference(policies: list[Authorization], subject: Subject) -> None:
     """Whatever the policies: the same verdict and the same dry-run reports as by the book."""

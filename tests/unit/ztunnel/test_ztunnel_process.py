@@ -193,7 +193,9 @@ def test_sigterm_drains_and_ends(tmp_path: Path) -> None:
         await serve_sleep(p)
         workers = p.workers()
         assert await p.stop() == 0
-        assert not [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+        for pid in workers:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
         assert "draining" in p.log.read_text()
 
     run(tmp_path, body)
