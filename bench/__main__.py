@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import memory, report
+from bench import markdown, memory, report
 from bench.errors import BenchError
 from bench.measure import Result, measure
 from bench.rows import ROWS
@@ -60,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=Path,
         default=Path(__file__).with_name("results.json"),
-        help="where `all` writes its numbers (default bench/results.json)",
+        help="where `all` writes its numbers (default bench/results.json); the tables of a"
+        " RESULTS.md beside it are renewed",
     )
     return parser
 
@@ -120,8 +122,13 @@ def _run(options: argparse.Namespace) -> None:
                 resident[way.name]["after_load"] = memory.snapshot(way)
     if options.row == "all":
         settings = {"pairs": options.pairs, "seconds": options.seconds}
-        report.write(options.output, results, resident, settings)
+        whole = report.build(results, resident, settings)
+        report.write(options.output, json.dumps(whole, indent=1) + "\n")
         _log(f"wrote {options.output}")
+        page = options.output.with_name("RESULTS.md")
+        if page.exists():
+            report.write(page, markdown.insert(page.read_text(), whole))
+            _log(f"put its tables into {page}")
     for result in results:
         _log(report.last_line(result))
 

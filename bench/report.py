@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -74,7 +73,9 @@ def as_dict(result: Result) -> dict[str, Any]:
             f"{over}/{base}": _spread_dict(result.ratio(over, base))
             for over in names
             for base in _BASES
-            if base in names and over != base and over != "direct"
+            if base in names
+            and over not in (base, "direct")
+            and (over == "ambit" or base == "direct")
         },
         "contenders": {name: _contender(result, name) for name in names},
         "background_cpus": result.background,
@@ -119,19 +120,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(
-    path: Path,
-    results: Iterable[Result],
-    memory: dict[str, Any],
-    settings: dict[str, Any],
-) -> None:
-    """Write results.json, whole or not at all."""
-    report = {
+def build(
+    results: Iterable[Result], memory: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that results.json holds."""
+    return {
         "machine": machine(),
         "settings": settings,
         "rows": {result.row.name: as_dict(result) for result in results},
         "memory": memory,
     }
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench import report
+import pytest
+
+from bench import markdown, report
+from bench.errors import BenchError
 from bench.load import Outcome
 from bench.measure import Result, Round
 from bench.rows import ROWS
@@ -31,16 +34,40 @@ def test_last_line_with_another_ztunnel() -> None:
     assert report.last_line(result).endswith(" ambit/ztunnel 0.500")
 
 
-def test_results_hold_every_round_and_the_machine(tmp_path: Path) -> None:
+def test_results_hold_every_round_and_the_machine() -> None:
     """Whoever doubts a median can look at what it was made of."""
-    path = tmp_path / "results.json"
-    report.write(path, [_result(direct=[2.0, 4.0], ambit=[1.0, 1.0])], {}, {"pairs": 2})
-    got = json.loads(path.read_text())
+    whole = report.build([_result(direct=[2.0, 4.0], ambit=[1.0, 1.0])], {}, {"pairs": 2})
+    got = json.loads(json.dumps(whole))
     row = got["rows"]["across-rps1"]
     assert row["ratios"]["ambit/direct"] == {"median": 0.375, "low": 0.25, "high": 0.5}
     assert [r["rate"] for r in row["contenders"]["direct"]["rounds"]] == [2.0, 4.0]
     assert got["machine"]["cpus"] >= 1
+
+
+def test_a_file_is_written_whole(tmp_path: Path) -> None:
+    """No half of a result, and nothing beside it."""
+    path = tmp_path / "results.json"
+    report.write(path, "one")
+    report.write(path, "two")
+    assert path.read_text() == "two"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_page_gets_its_tables_and_keeps_its_words() -> None:
+    """Between the two marks, again and again."""
+    moment = {"near": {"rss_mib": 70.4, "pss_mib": 50.0}}
+    memory = {"ambit": {"idle": moment, "after_load": moment}}
+    settings = {"pairs": 1, "seconds": 2}
+    whole = report.build([_result(direct=[2000.0], ambit=[1000.0])], memory, settings)
+    page = (Path(report.__file__).parent / "RESULTS.md").read_text()
+    once = markdown.insert(page, whole)
+    assert markdown.insert(once, whole) == once
+    assert "| across-rps1 | 0.50 (0.50-0.50) |" in once
+    assert "| across-rps1 | requests/s | 2,000; 0.05 / 0.1 ms | 1,000; 0.05 / 0.1 ms |" in once
+    assert "| ambit | near | 70 / 50 | 70 / 50 |" in once
+    assert once.startswith(page[:200])
+    with pytest.raises(BenchError, match="needs the lines"):
+        markdown.insert("no marks", whole)
 
 
 def test_table_has_a_line_for_each_contender() -> None:
