@@ -192,6 +192,8 @@ class Server:
 
     def stop(self) -> None:
         self._over = True
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self._thread.join()
         self.listener.close()
 
