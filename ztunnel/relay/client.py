@@ -226,7 +226,9 @@ class ClientTunnel(Tunnel):
         if self.lost:
             return
         if time.time() >= self.credentials.not_after:
-            self.link.fail("-", "the certificate of this tunnel expired")
+            # Nothing new is carried under an expired certificate; what was let in with a valid
+            # one goes on: a rotation never cuts a connection.
+            self.leave()
         elif not self.codec.streams:
             unused = self.loop.now - self.unused_since if self.unused_since else 0.0
             if not self.credentials.current or unused >= self.pod.context.settings.pool_release:
