@@ -16,12 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import markdown, memory, report
+from bench import markdown, memory, report, usage
 from bench.errors import BenchError
 from bench.measure import Result, measure
 from bench.rows import ROWS
 from bench.verify import check
 from bench.world import ZTUNNEL_VARIABLE, Way, build
+from mesh.compiled import GROUP
 from mesh.errors import MeshError
 
 _DESCRIPTION = f"""\
@@ -81,7 +82,9 @@ def _alone() -> Iterator[None]:
 
 def _contenders(only: str | None) -> list[str]:
     known = ["direct", "ambit", "envoy"]
-    if os.environ.get(ZTUNNEL_VARIABLE):
+    if other := os.environ.get(ZTUNNEL_VARIABLE):
+        if not os.access(other, os.X_OK):
+            raise BenchError(f"{ZTUNNEL_VARIABLE}={other}: no such program")
         known.append("ztunnel")
     if only is None:
         return known
@@ -105,6 +108,17 @@ def _memory(ways: list[Way]) -> dict[str, Any]:
     return found
 
 
+def _relay_form(ways: list[Way]) -> str:
+    """Say which form of the byte path is measured, as its processes have it."""
+    for way in ways:
+        if way.name == "ambit":
+            compiled = usage.has_mapped(way.proxies(), f"/{GROUP}__mypyc")
+            form = "compiled" if compiled else "plain Python"
+            _log(f"ambit's relay runs {form}" + ("" if compiled else ": make setup compiles it"))
+            return form
+    return ""
+
+
 def _run(options: argparse.Namespace) -> None:
     names = _contenders(options.only)
     rows = list(ROWS) if options.row == "all" else [options.row]
@@ -113,6 +127,7 @@ def _run(options: argparse.Namespace) -> None:
         resident = _memory(ways) if options.row == "all" else {}
         check(ways)
         _log("every contender takes its path")
+        form = _relay_form(ways)
         results: list[Result] = []
         for row in rows:
             results.append(measure(ROWS[row], list(ways), options.pairs, options.seconds, _log))
@@ -121,7 +136,7 @@ def _run(options: argparse.Namespace) -> None:
             if way.name in resident:
                 resident[way.name]["after_load"] = memory.snapshot(way)
     if options.row == "all":
-        settings = {"pairs": options.pairs, "seconds": options.seconds}
+        settings = {"pairs": options.pairs, "seconds": options.seconds, "relay": form}
         whole = report.build(results, resident, settings)
         report.write(options.output, json.dumps(whole, indent=1) + "\n")
         _log(f"wrote {options.output}")

@@ -30,6 +30,8 @@ def tables(report: Json) -> str:
         f" Linux {machine['kernel']}, Python {machine['python']};"
         f" {settings['pairs']} pairs of {settings['seconds']} s rounds."
     )
+    if settings.get("relay"):
+        where += f" Ambit's relay: {settings['relay']}."
     parts = [
         f"Machine: {where}",
         "### Ratios of rates: median (low-high) over the pairs",

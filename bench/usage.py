@@ -69,3 +69,14 @@ def memory(pids: Iterable[int]) -> Memory:
             continue
         rss, pss = rss + one.rss, pss + one.pss
     return Memory(rss, pss)
+
+
+def has_mapped(pids: Iterable[int], part: str) -> bool:
+    """Whether any of the processes has a file mapped whose path contains `part`."""
+    for pid in pids:
+        try:
+            if part in (_PROC / str(pid) / "maps").read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return False

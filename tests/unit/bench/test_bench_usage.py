@@ -44,3 +44,10 @@ def test_work_of_this_process_is_seen() -> None:
         pass
     assert usage.cpu_seconds([me])[me] - before >= 0.05
     assert usage.memory([me]).rss > 0
+
+
+def test_what_a_process_really_runs_is_read_from_its_maps() -> None:
+    """A compiled module is a mapped file; another name is not there."""
+    me = [os.getpid(), 2**22 + 1]
+    assert usage.has_mapped(me, "/libc")
+    assert not usage.has_mapped(me, "/no-such-library")
