@@ -1,4 +1,4 @@
-"""Fail on Python files over 500 lines and functions over 60: past that, look for the second concept.
+"""Fail on files over 500 lines and functions over 60: past that, look for the second concept.
 
 Usage: check_sizes.py [ROOT]; prints one line per offender and exits 1 when there is one.
 """
