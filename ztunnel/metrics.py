@@ -47,6 +47,25 @@ class ProxyMetrics(Collector):
         )
         build.add_metric(["ztunnel", build_version()], 1)
         yield build
+        yield from self._pods()
+        yield from self._xds()
+        yield CounterMetricFamily(
+            "ambit_ztunnel_worker_restarts",
+            "Relay workers that died and were started again",
+            self._control.restarts,
+        )
+        yield GaugeMetricFamily(
+            "ambit_ztunnel_tcp_series",
+            "Label combinations of the istio_tcp families",
+            len(self._tcp),
+        )
+        yield CounterMetricFamily(
+            "ambit_ztunnel_tcp_series_evicted",
+            "Label combinations dropped because there were too many",
+            self._tcp.evicted,
+        )
+
+    def _pods(self) -> Iterator[Metric]:
         pods = list(self._control.pods.values())
         serving = sum(pod.serving for pod in pods)
         yield GaugeMetricFamily(
@@ -69,6 +88,8 @@ class ProxyMetrics(Collector):
             "The total number of proxies that were stopped",
             self._control.stopped,
         )
+
+    def _xds(self) -> Iterator[Metric]:
         yield _labelled(
             "istio_xds_connection_terminations",
             "The total number of completed connections to xds server (unstable)",
@@ -86,21 +107,6 @@ class ProxyMetrics(Collector):
             "Total number of bytes received (unstable)",
             "url",
             self._bytes,
-        )
-        yield CounterMetricFamily(
-            "ambit_ztunnel_worker_restarts",
-            "Relay workers that died and were started again",
-            self._control.restarts,
-        )
-        yield GaugeMetricFamily(
-            "ambit_ztunnel_tcp_series",
-            "Label combinations of the istio_tcp families",
-            len(self._tcp),
-        )
-        yield CounterMetricFamily(
-            "ambit_ztunnel_tcp_series_evicted",
-            "Label combinations dropped because there were too many",
-            self._tcp.evicted,
         )
 
 
