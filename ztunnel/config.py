@@ -39,7 +39,6 @@ VARIABLES: Final[tuple[tuple[str, str, str], ...]] = (
     ("NETWORK", "", "the network of this node"),
     ("TRUST_DOMAIN", DEFAULT_TRUST_DOMAIN, "trust domain of the local pods"),
     ("INPOD_UDS", ZDS_SOCKET, "the node agent's ZDS socket"),
-    ("PACKET_MARK", "1337", "socket mark of what the proxy sends"),
     ("ZTUNNEL_WORKER_THREADS", "2", "relay worker processes; 0: one per CPU; or a share, 50%"),
     ("TERMINATION_GRACE_PERIOD_SECONDS", "30", "connections are cut 5 s before it is over"),
     ("CONNECTION_TERMINATION_DEADLINE", "grace - 5", "seconds that connections have on SIGTERM"),
@@ -60,6 +59,7 @@ RELAY_VARIABLES: Final[tuple[tuple[str, str, str], ...]] = (
     ("RELAY_IDLE_TIMEOUT", "3600", "seconds without a byte until a connection is closed"),
     ("RELAY_HALF_OPEN_TIMEOUT", "300", "the same where one side has finished"),
     ("KEEPALIVE_ENABLED, _TIME, _INTERVAL, _RETRIES", "true 180 180 9", "TCP keepalive"),
+    ("PACKET_MARK", "1337", "socket mark of what the proxy sends"),
     ("ENABLE_RESPONSE_BAGGAGE", "true", "tell peers who answers them"),
 )
 
@@ -93,7 +93,6 @@ class Config:
     log_level: str
     log_json: bool
     policy_info: bool
-    packet_mark: int = 0x539
     headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def for_dump(self) -> dict[str, object]:
@@ -144,7 +143,6 @@ def from_environment(env: Mapping[str, str], cpus: int) -> Config:
         log_level=env.get("LOG_LEVEL") or env.get("RUST_LOG") or "info",
         log_json=_choice(env, "LOG_FORMAT", ("text", "json")) == "json",
         policy_info=flag(env, "AUTHZ_POLICY_INFO_LOGGING"),
-        packet_mark=_mark(env),
         headers={
             "xds": _headers(env, "XDS_HEADER_"),
             "ca": _headers(env, "CA_HEADER_"),
@@ -199,13 +197,6 @@ def _address(env: Mapping[str, str], name: str, default: Address) -> Address:
     if not colon or not port.isdecimal() or not 0 <= int(port) < 65536:
         raise ConfigError(f"{name}={text!r}: write ADDRESS:PORT")
     return host.strip("[]"), int(port)
-
-
-def _mark(env: Mapping[str, str]) -> int:
-    text = env.get("PACKET_MARK", "")
-    if text and not text.isdecimal():
-        raise ConfigError(f"PACKET_MARK={text!r}: write a number")
-    return int(text or 0x539)
 
 
 def _workers(text: str, cpus: int) -> int:

@@ -94,7 +94,9 @@ class Control:
         old = self.pods.pop(add.uid, None)
         pod = from_add(add, fds, self.trust_domain)
         if old is not None:  # said again, by a restarted agent or with other listeners
-            pod.workload, pod.at_worker = old.workload, old.at_worker
+            pod.at_worker = old.at_worker
+            if old.service_account == pod.service_account:
+                pod.workload = old.workload
             if old.identity != pod.identity:
                 self.certs.release(old.identity, old.uid)
             old.close()
@@ -232,8 +234,6 @@ class Control:
         if self.router.uses.stale(effects):
             self.router.uses.clear()
             self.pool.broadcast(ipc.Forget())
-        if effects.touched and self.telemetry:
-            self.telemetry.forget()
 
     def _concerned(self, pod: LocalPod, effects: Effects) -> bool:
         if not effects.policies:

@@ -140,11 +140,12 @@ class Desk:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _wanted(self, source: Workload, address: str) -> list[str]:
+    def _wanted(self, source: Workload, address: str) -> str:
+        """Name what must be fetched before a route can be given; "" when nothing."""
         router = self._control.router
         if router.unknown(address, source.namespace):
-            return [address_key(self._control.network, address)]
-        return router.waypoints(source, address)
+            return address_key(self._control.network, address)
+        return router.waypoint_unknown(source, address)
 
     async def _fetch(self, source: Workload, address: str, answer: Callable[[], None]) -> None:
         demand = self._control.demand
@@ -153,7 +154,7 @@ class Desk:
             async with asyncio.timeout(WAIT):
                 # The address first, then the waypoint that its answer may name.
                 for _ in range(2):
-                    for name in self._wanted(source, address):
+                    if name := self._wanted(source, address):
                         await asyncio.shield(demand.need(name))
         except TimeoutError:
             log.warning("the control plane did not answer for %s in time", address)

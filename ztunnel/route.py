@@ -118,16 +118,27 @@ class Router:
             and self._state.workload_at(self._network, ip) is None
         )
 
-    def waypoints(self, source: Workload, ip: str) -> list[str]:
-        """Names of xDS resources that a route to `ip` needs besides (on-demand xDS)."""
+    def waypoint_unknown(self, source: Workload, ip: str) -> str:
+        """Name the waypoint that a route to `ip` needs and that is not known; "" if there is none.
+
+        The name is that of an xDS resource or alias (on-demand xDS).
+        """
         service = self._state.service_at(self._network, ip, source.namespace)
         target = service or self._state.workload_at(self._network, ip)
         if target is None or target.waypoint is None:
-            return []
+            return ""
         gateway = target.waypoint
-        if gateway.hostname:
-            return [f"{gateway.namespace}/{gateway.hostname}"]
-        return [address_key(gateway.network, gateway.address)]
+        if not gateway.hostname:
+            known = (
+                self._state.service_at(gateway.network, gateway.address, source.namespace)
+                or self._state.workload_at(gateway.network, gateway.address)
+            )  # fmt: skip
+            return "" if known else address_key(gateway.network, gateway.address)
+        key = f"{gateway.namespace}/{gateway.hostname}"
+        known = self._state.services.get(key) or self._state.workload_with_hostname(
+            gateway.namespace, gateway.hostname
+        )
+        return "" if known else key
 
     # ---- services ----------------------------------------------------------------------------
 

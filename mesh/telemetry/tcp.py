@@ -79,13 +79,14 @@ class TcpMetrics(Collector):
         self.evicted = 0
 
     def series(self, labels: Labels, pod: str, now: float) -> Series:
-        """Find or make the series that a connection of a local pod reports to."""
+        """Find or make the series that a connection of a local pod ("": of none) reports to."""
         found = self._series.get(labels)
         if found is None:
             if len(self._series) >= MAX_SERIES:
                 self._evict()
             found = self._series[labels] = Series(labels)
-        found.pods.add(pod)
+        if pod:
+            found.pods.add(pod)
         found.touched = now
         return found
 

@@ -174,7 +174,6 @@ def test_inbound_service_is_named_and_may_change_meanwhile(rig: Rig) -> None:
     """The service that the port belongs to; a change while it is open does not leave it open."""
     rig.report(ipc.Opened(IN))
     rig.services["uid2", 8080] = SERVICE
-    rig.telemetry.forget()
     rig.report(ipc.Closed(IN, 1, 1, 1))
     assert rig.series(destination_service=SERVICE.hostname).closed == 1
     assert rig.telemetry.tcp.live("destination") == 0
