@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
-from lab import cgroups, components, host, netns, network, services, tokens, workloads
+from lab import cgroups, components, host, netns, network, services, shapes, tokens, workloads
 from lab.components import Component, Settings, Tokens
 from lab.errors import LabError
 from lab.kubelet import MANAGER, Kubelet, Node, Phase, PodRunner
@@ -109,20 +109,32 @@ class Cluster:
         self._collect(self.store.list())
         for obj in workloads.implied(self.store.list()):
             self.store.apply(obj)
-        for obj in self.store.list():
+        for obj in self._sound():
             if obj["kind"] in _OWN and "uid" not in obj["metadata"]:
                 self._rewrite(obj)
-        everything = self.store.list()
+        everything = self._sound()
         for node in [o for o in everything if o["kind"] == "Node"]:
             self._ensure_node(node)
         for service in [o for o in everything if o["kind"] == "Service"]:
             self._complete_service(service, everything)
         for deployment in [o for o in everything if o["kind"] == "Deployment"]:
             self._roll(deployment, everything)
-        everything = self.store.list()
+        everything = self._sound()
         self._by_key = {_key(o): o for o in everything}
         self._adopt_pods([o for o in everything if o["kind"] == "Pod"], now)
         self._namespaces |= self._alive(everything)
+
+    def _sound(self) -> list[Object]:
+        """List the objects that can be worked with; of others it is said why not."""
+        found = []
+        for obj in self.store.list():
+            if wrong := shapes.problem(obj):
+                meta = obj["metadata"]
+                where = f"{obj['kind']} {meta.get('namespace', '')}/{meta['name']}"
+                self._complain(f"{where} is left alone: {wrong}")
+            else:
+                found.append(obj)
+        return found
 
     @staticmethod
     def _alive(everything: list[Object]) -> set[str]:
@@ -382,8 +394,9 @@ class Cluster:
 
     def _publish(self) -> None:
         """Bring rules and names in line with services and ready pods."""
-        all_services = self.store.list("Service")
-        pods = [p for p in self.store.list("Pod") if not is_terminal(p)]
+        everything = self._sound()
+        all_services = [o for o in everything if o["kind"] == "Service"]
+        pods = [o for o in everything if o["kind"] == "Pod" and not is_terminal(o)]
         served = services.ports(all_services, pods)
         for node in self._nodes.values():
             local = [

@@ -27,6 +27,7 @@ Object = dict[str, Any]
 
 CONTROL_PLANE: Final = "control-plane"
 DNS: Final = "dns"
+_HOLD_TURN: Final = 0.05  # seconds between two looks whether a component may start
 ACCOUNTS: Final = {"ztunnel": "ztunnel", "agent": "ambit-node-agent"}
 
 
@@ -92,6 +93,8 @@ class Component:
 
     def due(self) -> float | None:
         """When tick() has to look again; None when only an event matters."""
+        if not self.process.running and not self.hold():
+            return time.monotonic() + _HOLD_TURN
         times = [t for t in (self.process.due,) if t is not None]
         if self.watch is not None and self.process.running and self.watch.idle:
             times.append(self.watch.due)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from lab import shapes
 from lab.errors import LabError
 from mesh.errors import BadInput
 from mesh.manifest import CLUSTER_SCOPED, normalise, parse_manifests
@@ -41,7 +42,7 @@ def read(sources: Iterable[Path | str | Object]) -> list[Object]:
     found: list[Object] = []
     for source in sources:
         if isinstance(source, dict):
-            found.append(_checked(source))
+            found.append(_usable(_checked(source), "object"))
             continue
         path = Path(source)
         files = sorted(path.glob("*.y*ml")) if path.is_dir() else [path]
@@ -62,7 +63,15 @@ def _read_file(path: Path) -> list[Object]:
         raise LabError("; ".join(f"{path}:{p.line}: {p.message}" for p in problems))
     if not objects:
         raise LabError(f"{path}: no objects in it")
-    return list(objects.values())
+    return [_usable(obj, str(path)) for obj in objects.values()]
+
+
+def _usable(obj: Object, where: str) -> Object:
+    if wrong := shapes.problem(obj):
+        meta = obj["metadata"]
+        name = "/".join(filter(None, (meta.get("namespace"), meta["name"])))
+        raise LabError(f"{where}: {obj['kind']} {name}: {wrong}")
+    return obj
 
 
 def _checked(obj: Object) -> Object:

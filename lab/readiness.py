@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from lab import services, workloads
+from lab import services, shapes, workloads
 from mesh.enrolment import wants
 from mesh.ports import ANNOTATION_REDIRECTION
 
@@ -42,7 +42,9 @@ def waiting(objects: Collection[Object], mesh: bool) -> list[Waiting]:
     namespaces = {o["metadata"]["name"]: o for o in objects if o["kind"] == "Namespace"}
     found = []
     for obj in objects:
-        if obj["kind"] == "Pod":
+        if wrong := shapes.problem(obj):
+            found.append(Waiting(_name(obj), f"cannot work: {wrong}", hopeless=True))
+        elif obj["kind"] == "Pod":
             wanted = mesh and wants(obj, namespaces.get(workloads.namespace_of(obj)))
             missing = _pod(obj, wanted)
             found += [missing] if missing else []

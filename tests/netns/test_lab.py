@@ -444,6 +444,28 @@ def test_a_file_dropped_by_hand_counts(lab: Lab) -> None:
         wait_for("its end", lambda: all(p["metadata"]["name"] != "byhand" for p in lab.pods()))
 
 
+def test_nonsense_dropped_by_hand_harms_nobody(lab: Lab) -> None:
+    """Objects the lab cannot work with are left alone, and the log says why; others go on."""
+    path = lab.layout.objects / "nonsense.yaml"
+    path.write_text(
+        "\n---\n".join(
+            f"kind: {kind}\nmetadata: {{name: bad, namespace: plain}}\nspec: {spec}"
+            for kind, spec in (
+                ("Pod", "{}"),
+                ("Service", "{ports: [{port: x}], clusterIPs: 7}"),
+                ("Deployment", "{replicas: many}"),
+            )
+        )
+    )
+    try:
+        for kind in ("Pod", "Service", "Deployment"):
+            wait_for(kind, lambda k=kind: f"{k} plain/bad is left alone" in lab.logs("manager"))  # type: ignore[misc]
+        assert who(lab, "server")
+    finally:
+        path.unlink()
+    lab.wait_ready()
+
+
 def test_a_deleted_namespace_takes_its_objects_along(lab: Lab) -> None:
     """And is not made again for their sake."""
     lab.apply([namespace("brief", False), *pod("brief", "a", "node1", ["sleep", "infinity"])])

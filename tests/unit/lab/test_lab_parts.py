@@ -91,16 +91,37 @@ def test_files_with_mistakes_are_named_with_their_line(tmp_path: Path) -> None:
 
 
 def pod(**spec: object) -> dict[str, object]:
+    spec = {"containers": [{"name": "c"}], **spec}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
 
 
 def test_what_the_cluster_filled_in_is_kept(tmp_path: Path) -> None:
     """An object applied again need not repeat it; but another spec of a pod is refused."""
     store = FolderStore(tmp_path)
-    assert objects.apply(store, objects.read([pod(a=1, nodeName="n1")])[0]) == "created"
-    assert objects.apply(store, objects.read([pod(a=1)])[0]) == "unchanged"
+    assert objects.apply(store, objects.read([pod(hostname="a", nodeName="n1")])[0]) == "created"
+    assert objects.apply(store, objects.read([pod(hostname="a")])[0]) == "unchanged"
     kept = store.get("Pod", "default", "p")
     assert kept is not None
     assert kept["spec"]["nodeName"] == "n1"
     with pytest.raises(LabError, match=r"default/p.*Deployment"):
-        objects.apply(store, objects.read([pod(a=2)])[0])
+        objects.apply(store, objects.read([pod(hostname="b")])[0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"containers": None}, "spec.containers is missing"),
+        ({"containers": [{"name": "c", "command": "sleep 1"}]}, "containers[0].command is not a"),
+        ({"nodeName": 5}, "spec.nodeName is 5"),
+        ({"containers": [{"name": "c", "env": [{"name": "A", "value": 1}]}]}, "env[0].value is 1"),
+        ({"containers": [{"name": "c", "readinessProbe": {"tcpSocket": {}}}]}, "port is missing"),
+        ({"terminationGracePeriodSeconds": True}, "Seconds is True"),
+    ],
+)
+def test_objects_that_cannot_work_are_refused_with_the_field(
+    spec: dict[str, object], said: str
+) -> None:
+    """As an API server would, for the fields that the lab uses."""
+    with pytest.raises(LabError, match="Pod default/p") as error:
+        objects.read([pod(**spec)])
+    assert said in str(error.value)

@@ -138,7 +138,11 @@ def captured(pod: Object, mode: str) -> Object:
 
 AMBIENT = {"kind": "Namespace", "metadata": {
     "name": "shop", "labels": {"istio.io/dataplane-mode": "ambient"}}}  # fmt: skip
-POD = {"kind": "Pod", "metadata": {"name": "p", "namespace": "shop"}, "spec": {"nodeName": "n1"}}
+POD = {
+    "kind": "Pod",
+    "metadata": {"name": "p", "namespace": "shop"},
+    "spec": {"nodeName": "n1", "containers": []},
+}
 
 
 def test_a_pod_of_the_mesh_is_waited_for_until_it_is_proved() -> None:
