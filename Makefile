@@ -24,10 +24,10 @@ lint: setup      ## ruff, mypy strict, import-linter
 	$(PY) scripts/check_sizes.py
 
 test-unit: setup ## everything that needs no root
-	$(PY) -m pytest tests -m "not root" -q
+	$(PY) -m pytest tests -m "not root" -q -n 2
 
 test-root: setup ## everything in namespaces, with root
-	$(PY) -m pytest tests -m root -q
+	$(PY) -m pytest tests -m root -q -n 2 --dist loadfile
 
 test: setup      ## lint, unit and root tests
 	$(MAKE) --no-print-directory lint test-unit test-root
