@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from lab import cgroups, components, host, netns, network, services, shapes, tokens, workloads
@@ -113,12 +114,14 @@ class Cluster:
             if obj["kind"] in _OWN and "uid" not in obj["metadata"]:
                 self._rewrite(obj)
         everything = self._sound()
-        for node in [o for o in everything if o["kind"] == "Node"]:
-            self._ensure_node(node)
-        for service in [o for o in everything if o["kind"] == "Service"]:
-            self._complete_service(service, everything)
-        for deployment in [o for o in everything if o["kind"] == "Deployment"]:
-            self._roll(deployment, everything)
+        for kind, bring_in_line in (
+            ("Node", self._ensure_node),
+            ("Service", self._complete_service),
+            ("Deployment", self._roll),
+        ):
+            for obj in [o for o in everything if o["kind"] == kind]:
+                with self._spared(f"{kind} {obj['metadata']['name']}"):
+                    bring_in_line(obj, everything)
         everything = self._sound()
         self._by_key = {_key(o): o for o in everything}
         self._adopt_pods([o for o in everything if o["kind"] == "Pod"], now)
@@ -178,6 +181,14 @@ class Cluster:
         files = self.store.files_of(kind, meta.get("namespace"), meta["name"])
         return all(f.startswith(f"{kind}.") for f in files)
 
+    @contextlib.contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """Log what goes wrong with one object: it must not end everybody's lab."""
+        try:
+            yield
+        except (MeshError, OSError) as e:
+            self._complain(f"{what}: {e}")
+
     def _complain(self, what: str) -> None:
         now = time.monotonic()
         if now - self._complaints.get(what, -_SAME_LOG) >= _SAME_LOG:
@@ -186,7 +197,7 @@ class Cluster:
 
     # ---- nodes -------------------------------------------------------------------------------
 
-    def _ensure_node(self, obj: Object) -> None:
+    def _ensure_node(self, obj: Object, everything: list[Object]) -> None:
         name = obj["metadata"]["name"]
         if name in self._nodes:
             return
@@ -287,11 +298,7 @@ class Cluster:
 
     def _complete_service(self, service: Object, everything: list[Object]) -> None:
         taken = {a for o in everything if o["kind"] == "Service" for a in services.addresses(o)}
-        try:
-            new = services.with_addresses(service, taken)
-        except LabError as e:
-            self._complain(str(e))
-            return
+        new = services.with_addresses(service, taken)
         if new is not None:
             filled = ("clusterIP", "clusterIPs", "ipFamilies")
             self._rewrite(service, **{key: new["spec"][key] for key in filled})
@@ -343,11 +350,12 @@ class Cluster:
                 self._unschedulable(pod, wanted, list(machines))
                 continue
             load[node] += 1
-            if not wanted:
-                pod["spec"]["nodeName"] = node
-                self._rewrite(pod, nodeName=node)
-            number = self._number(node)
-            self._pods[uid] = PodRunner(self._kubelet, self._nodes[node], pod, number)
+            with self._spared(f"Pod {key}"):
+                number = self._number(node)
+                if not wanted:
+                    pod["spec"]["nodeName"] = node
+                    self._rewrite(pod, nodeName=node)
+                self._pods[uid] = PodRunner(self._kubelet, self._nodes[node], pod, number)
 
     def _has_node(self, name: str) -> bool:
         return ("Node", "", name) in self._by_key
@@ -381,9 +389,8 @@ class Cluster:
         for uid, runner in list(self._pods.items()):
             try:
                 runner.tick(now)
-            except (MeshError, OSError, KeyError, TypeError) as e:
-                # One pod's odd spec must not end everybody's lab.
-                self._complain(f"Pod {runner.key}: {e!r}")
+            except (MeshError, OSError) as e:
+                self._complain(f"Pod {runner.key}: {e}")
                 runner.why = str(e)
                 runner.report()
             if runner.phase is Phase.GONE:
@@ -407,11 +414,9 @@ class Cluster:
             ]
             rules = services.rules(served, local)
             if self._rules.get(node.name) != rules:
-                try:
+                with self._spared(f"node {node.name}: service rules"):
                     netns.nft(self.layout.node_netns(node.name), rules)
                     self._rules[node.name] = rules
-                except LabError as e:
-                    self._complain(f"node {node.name}: service rules: {e}")
         names = services.host_names(all_services, pods)
         if names != self._names:
             path = components.dns_hosts(self.layout)
