@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,17 +20,38 @@ from lab.layout import Layout, check_name
 _FOLLOW: Final = 0.2  # seconds between two looks at a log that is followed
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that can leave alone what follows "--": it is another program's command line.
+
+    (argparse drops one "--", and not always ours but sometimes that program's own.)
+    """
+
+    tail: str | None = None  # where what follows "--" goes
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse what stands before "--", keep what follows."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self.tail is None:
+            return super().parse_known_args(words, namespace)
+        at = words.index("--") if "--" in words else len(words)
+        options, unknown = super().parse_known_args(words[:at], namespace)
+        setattr(options, self.tail, words[at + 1 :])
+        return options, unknown
+
+
 def register(subparsers: Any) -> None:
     """Add the subcommand to the command line."""
     parser = subparsers.add_parser("lab", help="a mini-cluster of namespaces on this machine")
-    inner = parser.add_subparsers(metavar="VERB", required=True)
+    inner = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
     _add_life(inner)
     _add_objects(inner)
     _add_inside(inner)
 
 
-def _verb(inner: Any, name: str, run: Any, text: str, usage: str = "") -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = inner.add_parser(
+def _verb(inner: Any, name: str, run: Any, text: str, usage: str = "") -> _Parser:
+    parser: _Parser = inner.add_parser(
         name, help=text, description=text, usage=f"ambit lab {name} {usage}" if usage else None
     )
     parser.add_argument("--name", default="default", help="lab (default: default)")
@@ -84,7 +106,7 @@ def _add_inside(inner: Any) -> None:
     text = "run a command in a pod; its stdin, stdout and exit code are the command's"
     run = _verb(inner, "exec", run_exec, text, "[--name NAME] NS/POD|NS/DEPLOYMENT -- CMD...")
     run.add_argument("pod", metavar="NS/POD")
-    run.add_argument("command", nargs="+", metavar="CMD")
+    run.tail = "command"
     logs = _verb(inner, "logs", run_logs, "show the log of a component or pod")
     logs.add_argument(
         "what", help="control-plane, dns, manager, agent/NODE, ztunnel/NODE, or NS/POD"
@@ -92,10 +114,10 @@ def _add_inside(inner: Any) -> None:
     logs.add_argument("-f", "--follow", action="store_true")
     capture = _verb(
         inner, "capture", run_capture, "run tcpdump on a node",
-        "[--name NAME] NODE -- TCPDUMP-ARGS...",
+        "[--name NAME] NODE [-- TCPDUMP-ARGS...]",
     )  # fmt: skip
     capture.add_argument("node")
-    capture.add_argument("arguments", nargs="+", metavar="TCPDUMP-ARG")
+    capture.tail = "arguments"
 
 
 # ---- life ------------------------------------------------------------------------------------
@@ -246,6 +268,8 @@ def run_scale(options: argparse.Namespace) -> int:
 
 def run_exec(options: argparse.Namespace) -> int:
     """Become the command; does not return."""
+    if not options.command:
+        raise LabError(f"what to run? ambit lab exec {options.pod} -- CMD...")
     _become(_lab(options).place(options.pod).argv(options.command, cwd=os.getcwd()))
     return 126
 

@@ -24,6 +24,18 @@ def test_a_command_after_two_dashes_is_the_pods_own(typed: str) -> None:
     assert options.command == ["curl", "-s", "http://a", "--", "b"]
 
 
+def test_exec_without_a_command_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    """The next step is in the message."""
+    assert main(["lab", "exec", "shop/cart"]) == 1
+    assert "lab exec shop/cart -- CMD" in capsys.readouterr().err
+
+
+def test_tcpdump_needs_no_arguments() -> None:
+    """A capture of everything is one, too."""
+    options = build_parser(["lab"]).parse_args(["lab", "capture", "node1"])
+    assert (options.node, options.arguments) == ("node1", [])
+
+
 @pytest.mark.parametrize("verb", ["up f", "down", "list", "wait", "get pods", "logs dns"])
 def test_every_verb_takes_a_name(verb: str) -> None:
     """Several labs stand side by side."""
