@@ -191,8 +191,13 @@ class Demo:
         time.sleep(0.6)
         for node in ("node1", "node2"):
             for text in self.lab.logs(f"ztunnel/{node}").splitlines():
-                if "inbound" in text and "policy" in text and "error=" in text:
-                    say(f"   {node}: {text[:240]}")
+                if 'direction="inbound"' in text and "policy" in text and "error=" in text:
+                    who, why = (
+                        re.search(rf'{f}="((?:[^"\\]|\\.)*)"', text)
+                        for f in ("src.identity", "error")
+                    )
+                    if who and why:
+                        say(f"   {node}'s log: {who[1]} refused: {why[1]}")
                     break
         self.lab.delete([file])
         wait(
@@ -265,18 +270,13 @@ def main(args: argparse.Namespace) -> int:
         if args.keep:
             say(f"\nThe lab stays up. Try:\n   .venv/bin/ambit status --name {NAME}")
             say(f"   .venv/bin/ambit ztunnel connections --name {NAME}")
-            say(
-                f"   .venv/bin/ambit lab exec {NAMES_HINT} --name {NAME} -- curl -s http://catalog:8080/"
-            )
+            say(f"   .venv/bin/ambit lab exec --name {NAME} shop/cart -- curl -s catalog:8080")
             say(f"   .venv/bin/ambit lab down --name {NAME}")
         else:
             lab.down()
     if not failed:
         say(f"\n{_BOLD}Done in {time.monotonic() - began:.0f} s.{_OFF}")
     return 1 if failed else 0
-
-
-NAMES_HINT = "shop/<pod>"
 
 
 def register(subparsers: Any) -> None:
