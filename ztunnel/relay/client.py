@@ -151,6 +151,7 @@ class ClientTunnel(Tunnel):
         credentials: Credentials,
         identities: tuple[str, ...],
         home: list[ClientTunnel],
+        limit: int,
     ) -> None:
         super().__init__(pod.context.loop, link, False)
         self.pod = pod
@@ -159,7 +160,7 @@ class ClientTunnel(Tunnel):
         self.home = home
         self.leaving: bool = False  # takes no new streams
         self.unused_since: float = 0.0  # 0: in use
-        self.limit: int = pod.context.settings.streams
+        self.limit: int = limit
 
     def free(self) -> bool:
         """May a stream be put on it."""
@@ -251,6 +252,7 @@ class Pool:
     def __init__(self, pod: Pod) -> None:
         self.pod = pod
         self._tunnels: dict[PoolKey, list[ClientTunnel]] = {}
+        self._limits: dict[PoolKey, int] = {}  # streams that peers allowed before
 
     def get(self, endpoint: ipc.Endpoint, credentials: Credentials) -> ClientTunnel:
         """A tunnel with room for a stream, made if need be. Raises OSError."""
@@ -261,12 +263,15 @@ class Pool:
         for tunnel in tunnels:
             if tunnel.free():
                 return tunnel
+            if tunnel.codec.settled:
+                self._limits[key] = tunnel.limit
         self._prune()
         pod = self.pod
         self._tunnels[key] = tunnels
         sock = pod.context.new_socket(pod.ns, family_of(endpoint.tunnel_address[0]), True)
         link = Link(pod.context.loop, sock, credentials.client, False)
-        tunnel = ClientTunnel(pod, link, credentials, endpoint.identities, tunnels)
+        limit = self._limits.get(key, pod.context.settings.streams)
+        tunnel = ClientTunnel(pod, link, credentials, endpoint.identities, tunnels, limit)
         tunnels.append(tunnel)
         pod.tunnels[tunnel] = None
         link.start_client(endpoint.tunnel_address)
@@ -277,6 +282,7 @@ class Pool:
         if len(self._tunnels) > 256:
             for key in [k for k, v in self._tunnels.items() if not v]:
                 del self._tunnels[key]
+                self._limits.pop(key, None)
 
 
 def trace_ids() -> bytes:

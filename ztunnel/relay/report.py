@@ -12,6 +12,7 @@ from ztunnel import ipc
 from ztunnel.relay.loop import Handler, Loop
 
 SWEEP: Final = 5.0
+LONG: Final = 1.0  # seconds; what ends sooner is told once, by Closed
 PEER_WAIT: Final = 2.0  # how long a report waits for the name of a peer
 NONE_SEEN: Final = -1
 
@@ -154,7 +155,7 @@ class Reporter(Handler):
                 flow.seen = total
                 flow.quiet_since = now
                 conn = flow.conn
-                if flow.opened and conn is not None and now - flow.started >= SWEEP:
+                if flow.opened and conn is not None and now - flow.started >= LONG:
                     events.append(
                         ipc.Progress(conn, flow.sent - flow.told_sent, flow.recv - flow.told_recv)
                     )

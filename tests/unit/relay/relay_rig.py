@@ -213,6 +213,13 @@ class Worker:
             e for e in self.events if isinstance(e, ipc.Opened) and e.conn.direction == direction
         ]
 
+    def sync(self) -> None:
+        """Return when the worker has read everything that was sent to it."""
+        query = 1_000_000 + time.monotonic_ns() % 1_000_000_000
+        self.send(ipc.DumpQuery(query))
+        self.wait(lambda: [r for r in self.replies if r.query == query])
+        self.replies = [r for r in self.replies if r.query != query]
+
     def memory(self) -> int:
         """Resident bytes."""
         with open(f"/proc/{self.process.pid}/statm") as f:
@@ -301,6 +308,7 @@ class Mesh:
         w.destine(self.out, VIP)
         w.destine(self.plain, self.app.address)
         self.lead((self.to_b(),))
+        w.sync()
 
     def to_b(self, identity: str = "", authority: tuple[str, int] | None = None) -> ipc.Endpoint:
         tunnel: tuple[str, int] = self.hbone.getsockname()
@@ -311,6 +319,7 @@ class Mesh:
         route = ipc.Route(endpoints, ipc.ServiceRef("b", "test", "b.test.svc"), **other)
         self.worker.routes = lambda query: route
         self.worker.send(ipc.Forget())
+        self.worker.sync()
 
     def connect(self, timeout: float = 10) -> socket.socket:
         """As pod a's application, to the service."""

@@ -170,6 +170,7 @@ def test_a_server_of_another_root_is_refused(mesh: Mesh) -> None:
     """A server certificate that chains to nothing we trust."""
     other = Authority("other")
     mesh.worker.send(other.issue(spiffe("b")))
+    mesh.worker.sync()
     with mesh.connect() as sock:
         assert is_reset(sock)
     closed = mesh.worker.wait(mesh.worker.closed)[0]
@@ -179,6 +180,7 @@ def test_a_server_of_another_root_is_refused(mesh: Mesh) -> None:
 def test_policy_denies_with_401_and_a_reset(mesh: Mesh) -> None:
     """The server side answers 401 and names the policy; the client's application sees a reset."""
     mesh.worker.send(ipc.Policies("b", (deny(A_PRINCIPAL),)))
+    mesh.worker.sync()
     with mesh.connect() as sock:
         sock.sendall(b"x")
         assert is_reset(sock)
@@ -201,6 +203,7 @@ def test_policy_denies_plaintext(mesh: Mesh) -> None:
         rules=(Rule((Clause((strict,)),)),),
     )
     mesh.worker.send(ipc.Policies("b", (policy,)))
+    mesh.worker.sync()
     with mesh.connect() as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
@@ -233,6 +236,7 @@ def test_a_policy_change_cuts_what_it_forbids_and_only_that(mesh: Mesh) -> None:
 def test_a_dry_run_policy_refuses_nothing_and_says_so(mesh: Mesh) -> None:
     """The connection passes, the policy is named in a DryRun event."""
     mesh.worker.send(ipc.Policies("b", (deny(A_PRINCIPAL, dry_run=True),)))
+    mesh.worker.sync()
     with mesh.connect() as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
