@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from relay_rig import Mesh
-
-from mesh import compiled
-
-FORMS = ["pure"] if compiled.library() is None else ["compiled", "pure"]
+from relay_rig import FORMS, Mesh
 
 
 @pytest.fixture(params=FORMS)

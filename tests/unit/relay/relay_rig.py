@@ -15,16 +15,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from mesh import compiled
 from mesh.model import Authorization
 from ztunnel import ipc
 from ztunnel.channel import Channel, ChannelClosed
 
 HERE = Path(__file__).parent
 REPO = HERE.parents[2]
+FORMS = ["pure"] if compiled.library() is None else ["compiled", "pure"]
+# For tests that mostly wait: time limits are the same lines in both forms.
+ONE_FORM = pytest.mark.parametrize("pure", FORMS[:1], indirect=True)
 OUTBOUND, PLAIN, HBONE = 1, 3, 4  # Listener of mesh/pb/zds.proto
 
 

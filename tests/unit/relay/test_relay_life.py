@@ -15,6 +15,7 @@ import pytest
 from h2_peer import Peer, Session, echo
 from relay_rig import (
     HBONE,
+    ONE_FORM,
     OUTBOUND,
     App,
     Mesh,
@@ -192,6 +193,7 @@ def test_the_peers_stream_limit_is_honoured(mesh: Mesh) -> None:
     peer.close()
 
 
+@ONE_FORM
 @pytest.mark.timeout(90)
 def test_a_peer_that_falls_silent_is_dead_after_its_ping(mesh: Mesh) -> None:
     """No answer to PING for twenty seconds: the streams are reset and say why."""
@@ -314,6 +316,7 @@ def test_a_pod_sent_again_keeps_its_connections_and_takes_new_listeners(mesh: Me
         again.close()
 
 
+@ONE_FORM
 @pytest.mark.timeout(60)
 def test_idle_and_half_open_connections_are_closed(tmp_path: Path, pure: bool) -> None:
     """Each after its own limit, with a text that says which."""
@@ -343,6 +346,7 @@ def test_idle_and_half_open_connections_are_closed(tmp_path: Path, pure: bool) -
         mesh.stop()
 
 
+@ONE_FORM
 @pytest.mark.timeout(60)
 def test_long_connections_tell_their_progress(mesh: Mesh) -> None:
     """About every five seconds the bytes since the last time, so that metrics move."""

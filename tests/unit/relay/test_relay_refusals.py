@@ -9,7 +9,7 @@ import tempfile
 import time
 
 import pytest
-from relay_rig import HBONE, OUTBOUND, Authority, Mesh, endpoint, is_reset, listen, spiffe
+from relay_rig import HBONE, ONE_FORM, OUTBOUND, Authority, Mesh, endpoint, is_reset, listen, spiffe
 
 from mesh.model import Action, Authorization, Clause, Match, Rule, Scope, StringMatch
 from mesh.wire import frames as f
@@ -291,7 +291,7 @@ def test_an_unreachable_tunnel_is_a_reset_with_a_reason(mesh: Mesh) -> None:
     assert "refused" in closed.error
 
 
-@pytest.mark.timeout(60)
+@ONE_FORM
 def test_a_route_that_never_comes_is_given_up_after_five_seconds(mesh: Mesh) -> None:
     """The control process is silent: the client is reset, the log says what was waited for."""
     mesh.worker.routes = lambda query: None
