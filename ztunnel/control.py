@@ -133,6 +133,12 @@ class Control:
             self.pool.send(self.pool.shard(uid), ipc.PodDel(uid))
             log.info("pod %s/%s is no longer served", pod.namespace, pod.name)
         self.certs.release(pod.identity, uid)
+        index = self.pool.shard(uid)
+        if not any(
+            p.identity == pod.identity and self.pool.shard(p.uid) == index
+            for p in self.pods.values()
+        ):
+            self._certs_at.get(index, set()).discard(pod.identity)  # the worker drops it too
         pod.close()
         if self.telemetry:
             self.telemetry.tcp.pod_gone(uid, time.monotonic())

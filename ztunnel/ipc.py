@@ -97,7 +97,10 @@ class PodAdd:
 
 @dataclass(frozen=True, slots=True)
 class PodDel:
-    """Stop serving a pod: close its listeners and all of its connections."""
+    """Stop serving a pod: close its listeners and all of its connections.
+
+    With the last pod of an identity the worker drops its certificate.
+    """
 
     uid: str
 

@@ -239,6 +239,9 @@ class Control(Handler):
         if served is not None:
             served.outbound.close()
             served.pod.close()
+            identity = served.pod.peer.identity
+            if not any(s.pod.peer.identity == identity for s in self.served.values()):
+                self.context.credentials.pop(identity, None)  # no key is kept without its pod
             for query in [q for q, s in self._routes.items() if s is served]:
                 del self._routes[query]
 

@@ -267,6 +267,22 @@ def test_fresh_worker_is_told_everything_again() -> None:
     run(body)
 
 
+def test_certificate_is_sent_again_after_its_last_pod_left() -> None:
+    """A worker drops keys with the last pod that uses them, and gets them with the next."""
+
+    async def body(rig: Rig) -> None:
+        await rig.serve()
+        third = replace(ADD, uid="uid-2", name="web-2")  # another worker's
+        rig.address(replace(POD, uid="web-2", name="web-2", addresses=("10.244.1.6",)))
+        assert await rig.add(third) == ""
+        rig.control.remove("uid-1")
+        rig.workers.take()
+        assert await rig.add() == ""
+        assert [type(m) for m in rig.workers.take()] == [ipc.Certificate, ipc.PodAdd]
+
+    run(body)
+
+
 def test_pod_said_again_replaces_its_descriptors() -> None:
     """A restarted agent sends every pod again: the worker takes the new listeners at once."""
 
