@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from lab import Lab
+from tests.netns.drive import tool
 from tests.netns.mesh_objects import TOOL, client, line, policy, principal, shop
-from tests.netns.test_mesh_traffic import tool
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 

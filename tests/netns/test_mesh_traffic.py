@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from lab import Lab
-from tests.netns.mesh_objects import TOOL, line, shop
+from tests.netns.drive import tool
+from tests.netns.mesh_objects import shop
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -21,13 +21,6 @@ def mesh() -> Iterator[Lab]:
     with Lab("t-traffic") as lab:
         lab.up(shop())
         yield lab
-
-
-def tool(lab: Lab, who: str, *args: str, timeout: float = 60) -> dict[str, object]:
-    """Run a verb of tool.py in a pod; its answer, or the assertion with what it printed."""
-    done = lab.exec(who, [sys.executable, TOOL, *args], timeout=timeout)
-    assert done.stdout.strip(), done.stderr
-    return line(done.stdout)
 
 
 def hbone_lines(lab: Lab, node: str) -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lab import Lab
+from tests.netns.drive import tool
 from tests.netns.mesh_objects import policy, shop
-from tests.netns.test_mesh_traffic import tool
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
