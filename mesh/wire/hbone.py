@@ -135,6 +135,11 @@ def forwarded_port(header: bytes, address: str) -> int:
 
     The address itself is proved by the connection it came on; only the port is taken from here.
     """
+    quick = b'for="%s:' % address.encode()  # as we and Istio's ztunnel write it, IPv4
+    if header.startswith(quick):
+        digits = header[len(quick) :].partition(b'"')[0]
+        if digits.isdigit() and 0 < len(digits) <= 5 and int(digits) <= _PORTS:
+            return int(digits)
     for part in header.split(b";"):
         key, _, value = part.strip().partition(b"=")
         if key.lower() != b"for":

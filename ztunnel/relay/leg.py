@@ -72,6 +72,10 @@ class Leg(Owner):
         """FIN went out, after all that was pending."""
         raise NotImplementedError
 
+    def ends_with_fin(self) -> bool:
+        """Close follows at once when FIN is sent: then close() sends it, one call less."""
+        raise NotImplementedError
+
     # ---- connecting --------------------------------------------------------------------------
 
     def connect(self, address: tuple[str, int]) -> int:
@@ -198,12 +202,13 @@ class Leg(Owner):
 
     def _send_fin(self) -> None:
         self.fin_sent = True
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError as e:
-            if e.errno != errno.ENOTCONN:
-                self.on_broken(e)
-                return
+        if not self.ends_with_fin():
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError as e:
+                if e.errno != errno.ENOTCONN:
+                    self.on_broken(e)
+                    return
         self.on_fin_sent()
 
     # ---- closing -----------------------------------------------------------------------------

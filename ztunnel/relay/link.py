@@ -35,6 +35,7 @@ from ztunnel.relay.loop import (
 from ztunnel.relay.stream import Stream
 
 RECORD: Final = 16 << 10  # most plaintext of a TLS record
+RECORD_HEAD: Final = 5  # type, version, length
 READ: Final = 64 << 10  # ciphertext per recv: bounds what OpenSSL's input BIO keeps
 WRITE: Final = 64 << 10  # plaintext per encrypted write: bounds its output BIO
 ROUNDS: Final = 8  # reads, or writes, of one connection per turn; then others have theirs
@@ -75,7 +76,14 @@ class Link(Handler):
         self._tls = context.wrap_bio(self._bio_in, self._bio_out, server_side=server)
         # With a buffer it returns a count; typeshed knows only the form that returns bytes.
         self._tls_read = cast(Callable[[int, memoryview], int], self._tls.read)
+        self._tls_write: Callable[[memoryview], int] = self._tls.write
+        self._bio_in_write: Callable[[memoryview], int] = self._bio_in.write
+        self._recv_into: Callable[[memoryview], int] = sock.recv_into
+        self._send: Callable[[bytes], int] = sock.send
         self._out: bytes = b""  # ciphertext the kernel did not take
+        self._records: int = 0  # complete ones that OpenSSL has not been asked for
+        self._record_left: int = 0  # bytes to come of the one under way
+        self._record_head: bytes = b""  # of the next one, when it came in pieces
         self._readable: bool = False
         self._ending: bool = False  # FIN or an error comes after what can be read
         self._over: str = ""  # why no more will come
@@ -175,7 +183,7 @@ class Link(Handler):
         self._readable = False
         for _ in range(ROUNDS):
             try:
-                n = self.sock.recv_into(view)
+                n = self._recv_into(view)
             except BlockingIOError:
                 return
             except OSError as e:
@@ -184,7 +192,8 @@ class Link(Handler):
             if n == 0:
                 self.fail(*self._lost("closed by the peer"))
                 return
-            self._bio_in.write(view[:n])
+            self._count_records(n)
+            self._bio_in_write(view[:n])
             if not self.secure:
                 self._handshake()
             if self.secure and not self.closed:
@@ -195,9 +204,20 @@ class Link(Handler):
         self.loop.later(self)
 
     def _lost(self, what: str) -> tuple[str, str]:
-        if self.secure:
-            return "-", f"tunnel connection lost: {what}"
-        return "TLS_FAILURE", f"TLS handshake failed: {what}"
+        """Flag and text for a connection that ended by itself.
+
+        In TLS 1.3 a client is through before the server has judged its certificate: what ends it
+        before the first frame came is a refusal, too.
+        """
+        if not self.secure:
+            return "TLS_FAILURE", f"TLS handshake failed: {what}"
+        if not self.codec.settled:
+            alert = "alert" in what
+            return (
+                "TLS_FAILURE" if alert else "H2_HANDSHAKE_FAILURE",
+                f"refused by the other end: {what}" if alert else f"no HTTP/2 answer: {what}",
+            )
+        return "-", f"tunnel connection lost: {what}"
 
     def _handshake(self) -> None:
         try:
@@ -241,23 +261,47 @@ class Link(Handler):
             if at < BUFFER:
                 return
 
+    def _count_records(self, n: int) -> None:
+        """See which TLS records the n bytes just received complete (RFC 8446 section 5.1).
+
+        Each lets one SSL_read succeed. Asking once more, to be told that the rest is still to
+        come, costs more than decrypting a small record: OpenSSL's error becomes an exception.
+        """
+        raw = self.loop.raw
+        i = 0
+        while i < n:
+            if self._record_left:
+                step = min(self._record_left, n - i)
+                self._record_left -= step
+                i += step
+                if not self._record_left:
+                    self._records += 1
+                continue
+            if not self._record_head and n - i >= RECORD_HEAD:
+                self._record_left = raw[i + 3] << 8 | raw[i + 4]
+                i += RECORD_HEAD
+                continue
+            self._record_head += raw[i : i + 1]
+            i += 1
+            if len(self._record_head) == RECORD_HEAD:
+                self._record_left = self._record_head[3] << 8 | self._record_head[4]
+                self._record_head = b""
+
     def _read_records(self) -> int:
-        """Decrypt into the worker's buffer until that or OpenSSL's input is exhausted."""
+        """Decrypt complete records into the worker's buffer, until that is full."""
         view = self.loop.view
         read = self._tls_read
-        bio = self._bio_in
         at = 0
         try:
-            while at < BUFFER:
+            while at < BUFFER and self._records:
+                self._records -= 1
                 n = read(RECORD, view[at : at + RECORD])
                 if n == 0:
                     self._over = "closed by the peer"
                     break
                 at += n
-                if not bio.pending:
-                    break
         except ssl.SSLWantReadError:
-            pass  # the rest of a record is still to come
+            self._records = 0  # some of them belonged to the handshake
         except (ssl.SSLError, OSError) as e:
             self._over = tls_reason(e)
         return at
@@ -322,7 +366,7 @@ class Link(Handler):
 
     def _encrypt(self, n: int) -> None:
         try:
-            self._tls.write(self.loop.view[:n])
+            self._tls_write(self.loop.view[:n])
         except (ssl.SSLError, OSError) as e:
             self.fail(*self._lost(tls_reason(e)))
             return
@@ -337,7 +381,7 @@ class Link(Handler):
         if self._out:
             data = self._out + data
         try:
-            n = self.sock.send(data)
+            n = self._send(data)
         except BlockingIOError:
             n = 0
         except OSError as e:

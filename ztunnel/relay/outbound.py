@@ -27,6 +27,7 @@ MOVES: Final = 3  # connections that may turn a stream away unseen
 
 _LOOP_PORTS: Final = (OUTBOUND, INBOUND_PLAIN)
 _PROBES: Final = (PROBE_V4, PROBE_V6)
+_NOBODY: Final = ipc.Peer()
 _LOCAL: Final = ("127.0.0.1", "::1")
 
 
@@ -52,10 +53,10 @@ class Dial:
     def go(self, route: ipc.Route) -> None:
         """The route is known."""
         self.route = route
-        self._describe(self.original, None, ipc.Peer())
         if route.error:
             self.refuse(route.flag, route.error)
         elif route.passthrough:
+            self._describe(self.original, None, _NOBODY)
             self.pod.begin(self.flow)
             self._pipe(self.original, [], False)
         else:
@@ -71,7 +72,7 @@ class Dial:
         reset_on_close(self.sock)
         self.sock.close()
         if self.flow.conn is None:
-            self._describe(self.original, None, ipc.Peer())
+            self._describe(self.original, None, _NOBODY)
         self.pod.context.reporter.closed(self.flow, flag, error)
 
     def _pick(self) -> ipc.Endpoint | None:

@@ -84,6 +84,10 @@ class PipeLeg(Leg):
         """See Leg."""
         self.pipe.maybe_done()
 
+    def ends_with_fin(self) -> bool:
+        """See Leg."""
+        return self.eof and self.peer.fin_sent
+
     def on_connected(self) -> None:
         """See Leg."""
         self.pipe.on_connected()

@@ -27,6 +27,7 @@ OWN_PORTS: Final = (OUTBOUND, INBOUND_PLAIN, INBOUND_HBONE)
 HANDSHAKES: Final = 512  # of one pod at a time: each holds buffers before it has proved anything
 POLICY_CHANGED: Final = "connection closed due to policy change"
 POLICY_REJECTED: Final = "connection closed due to policy rejection"
+SOURCES: Final = 16  # descriptions of a tunnel's source that are kept; there is one, normally
 DRAIN_PAUSE: Final = 1.0  # between the two GOAWAYs, for streams that are on their way
 
 
@@ -41,6 +42,7 @@ class InboundFlow(Flow):
         hbone: tuple[str, int] | None,
         identity: SpiffeId | None,
         said: bytes = b"",
+        sources: dict[bytes, tuple[ipc.Peer, ipc.Peer]] | None = None,
     ) -> None:
         super().__init__(pod.context.loop.now)
         self.pod = pod
@@ -49,6 +51,7 @@ class InboundFlow(Flow):
         self.hbone = hbone
         self.identity = identity
         self.said = said  # the source's baggage
+        self.sources = sources  # what earlier connections of one tunnel found out
         pod.context.peer(pod.uid, src[0])  # ask early, the report comes later
 
     def resolve(self, final: bool) -> ipc.Connection | None:
@@ -68,10 +71,22 @@ class InboundFlow(Flow):
             original=self.dst,
             hbone=self.hbone,
             secure=self.identity is not None,
-            source=described(source, self.identity, self.said),
+            source=self._source(source),
             destination=self.pod.peer,
         )
         return self.conn
+
+    def _source(self, known: ipc.Peer) -> ipc.Peer:
+        if self.sources is None:
+            return described(known, self.identity, self.said)
+        found = self.sources.get(self.said)
+        if found is not None and found[0] is known:
+            return found[1]
+        if len(self.sources) >= SOURCES:
+            self.sources.clear()
+        source = described(known, self.identity, self.said)
+        self.sources[self.said] = (known, source)
+        return source
 
 
 def described(known: ipc.Peer, identity: SpiffeId | None, said: bytes) -> ipc.Peer:
@@ -173,6 +188,7 @@ class ServerTunnel(Tunnel):
         self.local = local
         self.identity: SpiffeId | None = None
         self._drain_due: float = 0.0
+        self._sources: dict[bytes, tuple[ipc.Peer, ipc.Peer]] = {}
 
     # ---- connection --------------------------------------------------------------------------
 
@@ -255,7 +271,9 @@ class ServerTunnel(Tunnel):
         # The address is the one this connection proves; only the port is taken from what it says.
         port_said = hbone.forwarded_port(connect.forwarded, self.src[0])
         client = (self.src[0], port_said or self.src[1])
-        flow = InboundFlow(pod, client, dst, self.src, self.identity, connect.baggage)
+        flow = InboundFlow(
+            pod, client, dst, self.src, self.identity, connect.baggage, self._sources
+        )
         decision = pod.judge(self.identity, client[0], dst[0], port)
         for policy in decision.dry_run:
             pod.context.reporter.dry_run(flow, policy)

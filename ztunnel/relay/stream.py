@@ -110,6 +110,10 @@ class Stream(Leg):
         """See Leg."""
         self.maybe_done()
 
+    def ends_with_fin(self) -> bool:
+        """See Leg."""
+        return self.eof
+
     def on_broken(self, error: OSError) -> None:
         """See Leg: the application reset its connection, so reset the stream."""
         self.end(True, "-", f"{error_text(error.errno or 0)} (application)", CANCEL)
@@ -140,6 +144,10 @@ class Stream(Leg):
         if tunnel is not None:
             tunnel.forget(self, held, code)
         self.reporter.closed(self.flow, flag, error)
+        # Stream and H2Stream refer to each other: parted here, they need no garbage collector.
+        self.h2.user = None
+        self.tunnel = None
+        self.link = None
 
     def abort(self, flag: str, error: str) -> None:
         """See Owner."""

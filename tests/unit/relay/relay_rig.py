@@ -145,8 +145,8 @@ class Worker:
 
     def _serve(self) -> None:
         while True:
-            select.select([self.channel.fileno()], [], [], 0.5)
             try:
+                select.select([self.channel.fileno()], [], [], 0.5)
                 messages = self.channel.receive()
             except (ChannelClosed, OSError, ValueError):
                 self.ended.set()
@@ -330,6 +330,10 @@ class Mesh:
         """As pod a's application, to the service."""
         return socket.create_connection(self.out.getsockname(), timeout)
 
+    def is_refused(self, data: bytes = b"") -> bool:
+        """A connection of pod a is reset before anything comes back."""
+        return refuses(self.out, data)
+
     def stop(self) -> None:
         for each in self.workers:
             each.stop()
@@ -343,6 +347,16 @@ def is_reset(sock: socket.socket) -> bool:
     try:
         return sock.recv(1) is None
     except ConnectionResetError:
+        return True
+
+
+def refuses(listener: socket.socket, data: bytes = b"") -> bool:
+    """A connection to it is reset, maybe before connect() has looked, before anything comes."""
+    try:
+        with socket.create_connection(listener.getsockname(), 15) as sock:
+            sock.sendall(data)
+            return is_reset(sock)
+    except (ConnectionResetError, BrokenPipeError):
         return True
 
 

@@ -9,7 +9,18 @@ import tempfile
 import time
 
 import pytest
-from relay_rig import HBONE, ONE_FORM, OUTBOUND, Authority, Mesh, endpoint, is_reset, listen, spiffe
+from relay_rig import (
+    HBONE,
+    ONE_FORM,
+    OUTBOUND,
+    Authority,
+    Mesh,
+    endpoint,
+    is_reset,
+    listen,
+    refuses,
+    spiffe,
+)
 
 from mesh.model import Action, Authorization, Clause, Match, Rule, Scope, StringMatch
 from mesh.wire import frames as f
@@ -157,9 +168,7 @@ def test_a_protocol_error_is_answered_by_goaway_and_harms_nobody_else(mesh: Mesh
 def test_a_wrong_server_identity_is_refused(mesh: Mesh) -> None:
     """The client's side checks whom it reached; the application is reset and told why."""
     mesh.lead((mesh.to_b(identity=spiffe("somebody-else")),))
-    with mesh.connect() as sock:
-        sock.sendall(b"secret")
-        assert is_reset(sock)
+    assert mesh.is_refused(b"secret")
     closed = mesh.worker.wait(mesh.worker.closed)[0]
     assert closed.flag == "TLS_FAILURE"
     assert spiffe("somebody-else") in closed.error
@@ -171,8 +180,7 @@ def test_a_server_of_another_root_is_refused(mesh: Mesh) -> None:
     other = Authority("other")
     mesh.worker.send(other.issue(spiffe("b")))
     mesh.worker.sync()
-    with mesh.connect() as sock:
-        assert is_reset(sock)
+    assert mesh.is_refused()
     closed = mesh.worker.wait(mesh.worker.closed)[0]
     assert closed.flag == "TLS_FAILURE"
 
@@ -181,9 +189,7 @@ def test_policy_denies_with_401_and_a_reset(mesh: Mesh) -> None:
     """The server side answers 401 and names the policy; the client's application sees a reset."""
     mesh.worker.send(ipc.Policies("b", (deny(A_PRINCIPAL),)))
     mesh.worker.sync()
-    with mesh.connect() as sock:
-        sock.sendall(b"x")
-        assert is_reset(sock)
+    assert mesh.is_refused(b"x")
     into = mesh.worker.wait(lambda: mesh.worker.closed("inbound"))[0]
     assert into.flag == "DENY"
     assert "test/deny" in into.error
@@ -207,8 +213,7 @@ def test_policy_denies_plaintext(mesh: Mesh) -> None:
     with mesh.connect() as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
-    with socket.create_connection(mesh.plain.getsockname(), 5) as sock:
-        assert is_reset(sock)
+    assert refuses(mesh.plain)
     closed = mesh.worker.wait(
         lambda: [c for c in mesh.worker.closed("inbound") if not c.conn.secure]
     )[0]
@@ -250,8 +255,7 @@ def test_a_refused_application_is_seen_as_a_reset_at_once(mesh: Mesh) -> None:
         address = closed_port.getsockname()
     mesh.lead((mesh.to_b(authority=address),))
     start = time.monotonic()
-    with mesh.connect() as sock:
-        assert is_reset(sock)
+    assert mesh.is_refused()
     assert time.monotonic() - start < 1
     assert "refused" in mesh.worker.wait(lambda: mesh.worker.closed("inbound"))[0].error
     assert "503" in mesh.worker.wait(mesh.worker.closed)[0].error
@@ -274,8 +278,7 @@ def test_another_endpoint_is_tried_once_with_the_same_bytes(mesh: Mesh) -> None:
 def test_no_endpoint_and_errors_of_the_route_are_reported(mesh: Mesh) -> None:
     """The control process's reason reaches the log, the client sees a reset."""
     mesh.lead((), error="no healthy upstream", flag="-")
-    with mesh.connect() as sock:
-        assert is_reset(sock)
+    assert mesh.is_refused()
     assert mesh.worker.wait(mesh.worker.closed)[0].error == "no healthy upstream"
 
 
@@ -284,8 +287,7 @@ def test_an_unreachable_tunnel_is_a_reset_with_a_reason(mesh: Mesh) -> None:
     with listen("127.0.0.3") as gone:
         dead = gone.getsockname()
     mesh.lead((endpoint(mesh.app.address, dead, (spiffe("b"),)),))
-    with mesh.connect() as sock:
-        assert is_reset(sock)
+    assert mesh.is_refused()
     closed = mesh.worker.wait(mesh.worker.closed)[0]
     assert closed.flag == "CONNECT"
     assert "refused" in closed.error
@@ -297,8 +299,7 @@ def test_a_route_that_never_comes_is_given_up_after_five_seconds(mesh: Mesh) -> 
     mesh.worker.routes = lambda query: None
     mesh.worker.send(ipc.Forget())
     start = time.monotonic()
-    with mesh.connect(15) as sock:
-        assert is_reset(sock)
+    assert mesh.is_refused()
     assert 4 < time.monotonic() - start < 7
     assert "timed out waiting for workload" in mesh.worker.wait(mesh.worker.closed)[0].error
 
@@ -324,12 +325,10 @@ def test_a_pod_without_a_certificate_is_refused_with_a_reason(mesh: Mesh) -> Non
     hb = listen("127.0.0.4")
     mesh.worker.add_pod("late", "127.0.0.4", {OUTBOUND: out, HBONE: hb})
     mesh.worker.destine(out, ("10.96.0.1", 80))
-    with socket.create_connection(out.getsockname(), 5) as sock:
-        assert is_reset(sock)
+    assert refuses(out)
     closed = mesh.worker.wait(mesh.worker.closed)[0]
     assert closed.flag == "IDENTITY_ERROR"
-    with socket.create_connection(hb.getsockname(), 5) as sock:
-        assert is_reset(sock)
+    assert refuses(hb)
     out.close()
     hb.close()
 
@@ -337,8 +336,7 @@ def test_a_pod_without_a_certificate_is_refused_with_a_reason(mesh: Mesh) -> Non
 def test_a_connection_to_ztunnel_itself_is_no_loop(mesh: Mesh) -> None:
     """15001 on an address of the pod is refused instead of being relayed to itself forever."""
     mesh.worker.destine(mesh.out, ("127.0.0.2", 15001))
-    with mesh.connect() as sock:
-        assert is_reset(sock)
+    assert mesh.is_refused()
     assert "itself" in mesh.worker.wait(mesh.worker.closed)[0].error
 
 
@@ -352,3 +350,14 @@ def test_probes_of_the_enrolment_proof_leave_no_trace(mesh: Mesh) -> None:
         assert sock.recv(1) == b""
     time.sleep(0.6)
     assert mesh.worker.events == []
+
+
+def test_a_server_that_refuses_our_certificate_is_a_tls_failure(mesh: Mesh) -> None:
+    """In TLS 1.3 the client is through first; the refusal comes as an alert and is named so."""
+    mesh.worker.send(Authority("other").issue(spiffe("a"), roots=mesh.ca.pem))
+    mesh.worker.sync()
+    assert mesh.is_refused(b"hello")
+    closed = mesh.worker.wait(mesh.worker.closed)[0]
+    assert closed.flag == "TLS_FAILURE"
+    assert "refused by the other end" in closed.error
+    assert mesh.app.accepted == 0
