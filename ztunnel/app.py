@@ -9,6 +9,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
 import gc
 import json
@@ -65,7 +66,7 @@ class Ztunnel:
         self.registry.register(self.metrics)
         ProcessCollector(registry=self.registry)
         self.desk = Desk(self.control)
-        self.pool = WorkerPool(config.workers, self.desk, lambda: levels.root)
+        self.pool = WorkerPool(config.workers, self.desk, lambda: levels.for_workers)
         self.control.attach(self.pool, self.telemetry)
         self.xds = self._xds()
         if config.on_demand:
@@ -237,7 +238,8 @@ async def _main(config: Config, levels: logs.Levels) -> int:
 
 def _tune_process() -> None:
     # Two or three threads that do little need no memory arenas of their own.
-    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    with contextlib.suppress(AttributeError):  # glibc's alone
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

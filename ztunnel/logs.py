@@ -74,6 +74,11 @@ class Levels:
         """The level of everything without its own."""
         return _name(logging.getLogger().level)
 
+    @property
+    def for_workers(self) -> str:
+        """The same as Python's logging names it; workers that start later take it over."""
+        return logging.getLevelName(min(logging.getLogger().level, logging.CRITICAL))
+
     def __str__(self) -> str:
         """Render as it could be set."""
         own = [f"{scope}={_name(level)}" for scope, level in sorted(self._scopes.items())]

@@ -127,6 +127,13 @@ def test_levels_by_scope(levels: Levels) -> None:
     assert not logging.getLogger("mesh.xds.client").isEnabledFor(logging.DEBUG)
 
 
+def test_workers_get_a_level_they_know(levels: Levels) -> None:
+    """Their logging has no `off`; a level it does not know would end them at once."""
+    for text, expected in (("off", "CRITICAL"), ("warn", "WARNING"), ("trace", "DEBUG")):
+        levels.set(text)
+        assert levels.for_workers == expected
+
+
 @pytest.mark.parametrize("text", ["loud", "access=", "a=b=c", ""])
 def test_unknown_levels_change_nothing(levels: Levels, text: str) -> None:
     """Refused as a whole."""
