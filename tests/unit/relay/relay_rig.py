@@ -269,7 +269,7 @@ class App:
             except OSError:
                 return
             self.accepted += 1
-            sock.settimeout(20)
+            sock.settimeout(60)
             threading.Thread(target=self._one, args=(sock,), daemon=True).start()
 
     def _one(self, sock: socket.socket) -> None:
