@@ -36,8 +36,8 @@ from ztunnel.relay.stream import Stream
 
 RECORD: Final = 16 << 10  # most plaintext of a TLS record
 RECORD_HEAD: Final = 5  # type, version, length
-READ: Final = 64 << 10  # ciphertext per recv: bounds what OpenSSL's input BIO keeps
-WRITE: Final = 64 << 10  # plaintext per encrypted write: bounds its output BIO
+READ: Final = 128 << 10  # ciphertext per recv: bounds what OpenSSL's input BIO keeps
+WRITE: Final = 128 << 10  # plaintext per encrypted write: bounds its output BIO
 ROUNDS: Final = 8  # reads, or writes, of one connection per turn; then others have theirs
 HANDSHAKE_TIMEOUT: Final = 10.0
 
