@@ -24,6 +24,7 @@ from mesh.wire.sink import Sink
 from ztunnel.relay.leg import CONNECT_TIMEOUT, error_text
 from ztunnel.relay.loop import (
     BUFFER,
+    CIPHERTEXT,
     END_EVENTS,
     EPOLLERR,
     EPOLLHUP,
@@ -36,7 +37,6 @@ from ztunnel.relay.stream import Stream
 
 RECORD: Final = 16 << 10  # most plaintext of a TLS record
 RECORD_HEAD: Final = 5  # type, version, length
-READ: Final = 128 << 10  # ciphertext per recv: bounds what OpenSSL's input BIO keeps
 WRITE: Final = 128 << 10  # plaintext per encrypted write: bounds its output BIO
 ROUNDS: Final = 8  # reads, or writes, of one connection per turn; then others have theirs
 HANDSHAKE_TIMEOUT: Final = 10.0
@@ -77,6 +77,7 @@ class Link(Handler):
         # With a buffer it returns a count; typeshed knows only the form that returns bytes.
         self._tls_read = cast(Callable[[int, memoryview], int], self._tls.read)
         self._tls_write: Callable[[memoryview], int] = self._tls.write
+        self._bio_out_read: Callable[[], bytes] = self._bio_out.read
         self._bio_in_write: Callable[[memoryview], int] = self._bio_in.write
         self._recv_into: Callable[[memoryview], int] = sock.recv_into
         self._send: Callable[[bytes], int] = sock.send
@@ -179,7 +180,7 @@ class Link(Handler):
 
     def _read(self) -> None:
         """Take in what the kernel has, up to ROUNDS buffers."""
-        view = self.loop.raw_view[:READ]
+        view = self.loop.raw_view
         self._readable = False
         for _ in range(ROUNDS):
             try:
@@ -198,7 +199,7 @@ class Link(Handler):
                 self._handshake()
             if self.secure and not self.closed:
                 self._decrypt()
-            if self.closed or (n < READ and not self._ending):
+            if self.closed or (n < CIPHERTEXT and not self._ending):
                 return
         self._readable = True
         self.loop.later(self)
@@ -370,7 +371,7 @@ class Link(Handler):
         except (ssl.SSLError, OSError) as e:
             self.fail(*self._lost(tls_reason(e)))
             return
-        self._write(self._bio_out.read())
+        self._write(self._bio_out_read())
 
     def _flush(self) -> None:
         """Send what OpenSSL wants to say by itself (handshake, alerts)."""

@@ -30,6 +30,7 @@ END_EVENTS: Final = EPOLLERR | EPOLLHUP | EPOLLRDHUP  # nothing comes after what
 READ_EVENTS: Final = EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP
 
 BUFFER: Final = 256 << 10  # bytes of each shared buffer
+CIPHERTEXT: Final = 128 << 10  # bytes of the buffer that is received into
 SLACK: Final = 16 << 10  # behind them, so that a TLS record always fits
 EVENTS: Final = 256  # per turn: bounds how long one turn can be
 TICK: Final = 0.25  # seconds between two looks at deadlines and reports
@@ -65,7 +66,7 @@ class Loop:
     def __init__(self) -> None:
         self.buf = bytearray(BUFFER + SLACK)
         self.view = memoryview(self.buf)
-        self.raw = bytearray(BUFFER)
+        self.raw = bytearray(CIPHERTEXT)
         self.raw_view = memoryview(self.raw)
         self.now: float = time.monotonic()
         self.stopped: bool = False
