@@ -12,55 +12,23 @@ import json
 import os
 import socket
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from bpf import libbpf, loader, sources
 from bpf.entry import PodCapture, decode, encode, key_of
 from bpf.layout import Layout
 from bpf.libbpf import Map
 from bpf.pins import Pins
+from mesh import netns
 from mesh.errors import ConfigError, Unsupported
 
-__all__ = ["Datapath", "PodCapture", "in_netns", "netns_cookie"]
+__all__ = ["Datapath", "PodCapture", "netns_cookie"]
 
 _SO_NETNS_COOKIE: Final = 71  # asm-generic/socket.h
-_CLONE_NEWNET: Final = 0x40000000
 _INDEX0: Final = (0).to_bytes(4, sys.byteorder)
 _SK_LOOKUP: Final = next(h for h in sources.HOOKS if h.per_pod)
 _MAPS: Final = ("pods", "by_address", "stats", "listeners", "config", "meta")
-_T = TypeVar("_T")
-
-
-def in_netns(netns_fd: int, do: Callable[[], _T]) -> _T:
-    """Run `do` in a network namespace, in a thread of its own: setns is per thread."""
-    result: list[_T] = []
-    failure: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            _setns(netns_fd)
-            result.append(do())
-        except BaseException as e:
-            failure.append(e)
-
-    thread = threading.Thread(target=body, name="in-netns")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
-
-
-def _setns(fd: int) -> None:
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, _CLONE_NEWNET) != 0:
-        e = ctypes.get_errno()
-        raise OSError(e, f"setns: {os.strerror(e)}")
 
 
 def netns_cookie(netns_fd: int) -> int:
@@ -70,7 +38,7 @@ def netns_cookie(netns_fd: int) -> int:
         with socket.socket() as s:
             return _cookie_of(s.fileno())
 
-    return in_netns(netns_fd, ask)
+    return netns.inside(netns_fd, ask)
 
 
 def _cookie_of(socket_fd: int) -> int:

@@ -17,28 +17,17 @@ is kept up to date. Names that nothing answers to are reported as removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from control_plane.resources import TYPES, Resource, Snapshot
 from mesh.errors import BadInput
+from mesh.xds.delta import Request
 
 MAX_NAMES: Final = 500_000  # subscriptions and known versions of one connection and type
 MAX_NAME: Final = 1024
 _ERROR_TEXT: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What matters of a DeltaDiscoveryRequest."""
-
-    type_url: str
-    subscribe: tuple[str, ...] = ()
-    unsubscribe: tuple[str, ...] = ()
-    initial_versions: Mapping[str, str] = field(default_factory=dict)
-    nonce: str = ""
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2
 
 from control_plane.authn import Caller, TokenVerifier, bearer_untrusted
-from control_plane.delta import DeltaConnection, Request, Response
+from control_plane.delta import DeltaConnection, Response
 from control_plane.metrics import Metrics, short_type
 from control_plane.resources import Snapshot
 from mesh.errors import BadInput
+from mesh.xds.delta import Request
 
 log = logging.getLogger(__name__)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -13,10 +11,10 @@ from typing import Final, TypeVar
 from lab.errors import LabError
 from lab.host import PATH
 from lab.layout import NETNS
+from mesh import netns as by_descriptor
 
 T = TypeVar("T")
 
-_CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _ENV: Final = {"PATH": PATH}
 
 
@@ -64,31 +62,18 @@ def enter(netns: Path) -> None:
     """Move the calling thread, and it alone, into a namespace."""
     fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(netns))
+        by_descriptor.enter(fd)
     finally:
         os.close(fd)
 
 
 def inside(netns: Path, work: Callable[[], T]) -> T:
     """Run `work` in a thread that has entered a namespace; its exceptions pass through."""
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def enter_and_work() -> None:
-        try:
-            enter(netns)
-            done.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=enter_and_work)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return done[0]
+    fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return by_descriptor.inside(fd, work)
+    finally:
+        os.close(fd)
 
 
 def _run(command: list[str], stdin: str = "") -> None:

@@ -7,7 +7,6 @@ call, so nothing else ever runs inside a pod.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from mesh.errors import MeshError
+from mesh.netns import enter
 from mesh.ports import INBOUND_HBONE, INBOUND_PLAIN, OUTBOUND
 from mesh.wire import zds
 from node_agent import rtnl
@@ -27,8 +27,6 @@ from node_agent.source import DesiredPod
 BACKLOG: Final = 4096  # the kernel's own ceiling (net.core.somaxconn) since 5.4
 _CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class StepError(MeshError):
@@ -78,11 +76,11 @@ def inside(netns: int) -> Iterator[None]:
     """Run the block in a network namespace, and be back whatever happens in it."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _setns(netns)
+        enter(netns)
         try:
             yield
         finally:
-            _setns(home)
+            enter(home)
     finally:
         os.close(home)
 
@@ -178,9 +176,3 @@ def _listener(family: int, address: str, port: int) -> int:
         sock.bind((address, port))
         sock.listen(BACKLOG)
         return sock.detach()
-
-
-def _setns(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET):
-        code = ctypes.get_errno()
-        raise OSError(code, f"setns: {os.strerror(code)}")

@@ -5,44 +5,16 @@ A thread that has entered a namespace is never used for anything else.
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
-import os
 import socket
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from mesh.netns import inside
 from mesh.ports import INBOUND_HBONE, INBOUND_PLAIN, OUTBOUND
 from mesh.wire import zds
 
-_CLONE_NEWNET: Final = 0x4000_0000  # linux/sched.h
 _BACKLOG: Final = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def inside(netns: int, work: Callable[[], Any]) -> Any:
-    """Run `work` in the namespace behind a descriptor; raises what it raises, OSError too."""
-    result: list[Any] = []
-    error: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            if _libc.setns(netns, _CLONE_NEWNET):
-                code = ctypes.get_errno()
-                raise OSError(code, f"entering the pod's network namespace: {os.strerror(code)}")
-            result.append(work())
-        except BaseException as e:
-            error.append(e)
-
-    thread = threading.Thread(target=run, name="netns")
-    thread.start()
-    thread.join()
-    if error:
-        raise error[0]
-    return result[0]
 
 
 def open_listeners(netns: int) -> list[tuple[int, socket.socket]]:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.delta import MAX_NAME, DeltaConnection, Request, Response
+from control_plane.delta import MAX_NAME, DeltaConnection, Response
 from control_plane.resources import Resource, Snapshot
 from mesh.errors import BadInput
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.xds.delta import Request
 
 ON_DEMAND = {"subscribe": ("*",), "unsubscribe": ("*",)}
 
