@@ -325,22 +325,27 @@ class Cluster:
     # ---- pods --------------------------------------------------------------------------------
 
     def _adopt_pods(self, pods: list[Object], now: float) -> None:
-        """Start runners for new pods, end those of deleted ones."""
-        present = {p["metadata"]["uid"]: p for p in pods if not is_static(p)}
+        """Start runners for new pods, end those of deleted ones.
+
+        A pod without a uid was written by hand while this turn ran. The next turn, which that
+        file has asked for, gives it one; until then a pod of that name runs as it did.
+        """
+        present = {p["metadata"]["uid"]: p for p in pods if _identified(p) and not is_static(p)}
+        just_written = {_pod_key(p) for p in pods if not _identified(p)}
         for uid, runner in self._pods.items():
             if uid in present:
                 if not present[uid]["spec"].get("nodeName"):  # edited by hand
                     present[uid]["spec"]["nodeName"] = runner.node.name
                     self._rewrite(present[uid], nodeName=runner.node.name)
                 runner.update(present[uid])
-            else:
+            elif runner.key not in just_written:
                 runner.stop(now)
         names = {(r.key, r.node.name) for r in self._pods.values()}
         busy = {key for key, _ in names}
         load = Counter(r.node.name for r in self._pods.values())
         machines = {n: self._by_key[("Node", "", n)] for n in self._nodes if self._has_node(n)}
         for uid, pod in present.items():
-            key = f"{namespace_of(pod)}/{pod['metadata']['name']}"
+            key = _pod_key(pod)
             # One that was terminal before this lab's manager came has nothing to run.
             if uid in self._pods or key in busy or is_terminal(pod):
                 continue
@@ -432,6 +437,14 @@ _RELOAD: Final = 1  # SIGHUP: dnsmasq reads its hosts files again
 def _key(obj: Object) -> tuple[str, str, str]:
     namespace = "" if obj["kind"] in CLUSTER_SCOPED else namespace_of(obj)
     return obj["kind"], namespace, obj["metadata"]["name"]
+
+
+def _identified(obj: Object) -> bool:
+    return "uid" in obj["metadata"]
+
+
+def _pod_key(pod: Object) -> str:
+    return f"{namespace_of(pod)}/{pod['metadata']['name']}"
 
 
 def _object(kind: str, namespace: str | None, name: str, **fields: Any) -> Object:
