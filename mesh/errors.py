@@ -23,3 +23,7 @@ class Unsupported(MeshError):
 
 class NotFound(MeshError):
     """The named object does not exist."""
+
+
+class Unavailable(MeshError):
+    """Somebody who is needed for an answer does not give one now; trying again later may help."""
