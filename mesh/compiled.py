@@ -22,6 +22,7 @@ MODULES: Final = (
     "mesh.wire.frames",
     "mesh.wire.headers",
     "mesh.wire.sink",
+    "mesh.wire.records",
     "mesh.wire.reader",
     "mesh.wire.h2",
     "mesh.wire.hbone",

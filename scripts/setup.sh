@@ -8,7 +8,7 @@ say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 PACKAGES=(python3-venv python3-dev python3-bpfcc libbpf1 linux-headers-amd64 nftables iproute2
-          tcpdump iperf3 wrk nginx-light curl nghttp2-client dnsmasq-base ethtool procps gcc libc6-dev)
+          tcpdump iperf3 wrk nginx-light curl nghttp2-client dnsmasq-base ethtool procps gcc libc6-dev libssl-dev)
 
 missing=()
 for p in "${PACKAGES[@]}"; do

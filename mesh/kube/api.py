@@ -2,7 +2,7 @@
 
 The kubernetes package finds and refreshes credentials and keeps the connections; its typed models
 are left aside, because building one costs more than everything that is done with it here. Safe to
-share between threads. This is the only file that imports the package.
+share between threads. Only this file and forward.py import the package.
 """
 
 from __future__ import annotations
@@ -46,15 +46,20 @@ class ApiError(MeshError):
         self.retry_after = retry_after  # seconds the server asks to wait, or 0
 
 
-def load_configuration(kubeconfig: Path | None, environ: Mapping[str, str] = os.environ) -> Any:
+def load_configuration(
+    kubeconfig: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    context: str | None = None,
+) -> Any:
     """Find the API server and credentials: a named file, a pod's own, or kubectl's.
 
-    Raises ConfigError.
+    `context`: of the file, where it is not the current one. Raises ConfigError.
     """
     configuration = Configuration()
     try:
-        if kubeconfig is not None:
-            load_kube_config(str(kubeconfig), client_configuration=configuration)
+        if kubeconfig is not None or context is not None:
+            file = str(kubeconfig) if kubeconfig else None
+            load_kube_config(file, context=context, client_configuration=configuration)
         elif environ.get("KUBERNETES_SERVICE_HOST"):
             load_incluster_config(configuration)
         else:
@@ -112,9 +117,9 @@ class Api:
         self.address: str = configuration.host.rstrip("/")
 
     @classmethod
-    def load(cls, kubeconfig: Path | None = None) -> Api:
+    def load(cls, kubeconfig: Path | None = None, context: str | None = None) -> Api:
         """See load_configuration."""
-        return cls(load_configuration(kubeconfig))
+        return cls(load_configuration(kubeconfig, context=context))
 
     def request(
         self,
@@ -132,13 +137,14 @@ class Api:
         timeout: seconds that one read may take, not the whole of a long answer.
         """
         response = self._open(method, path, query, body, content_type, accept, timeout)
-        try:
-            raw = response.read()
-        except (urllib3.exceptions.HTTPError, OSError) as e:
-            raise Unavailable(f"{method} {path}: the answer broke off: {_why(e)}") from e
-        finally:
-            response.release_conn()
-        return _object(raw, f"{method} {path}")
+        return _object(_whole(response, f"{method} {path}"), f"{method} {path}")
+
+    def text(
+        self, path: str, *, query: Mapping[str, str] | None = None, timeout: float = 10.0
+    ) -> bytes:
+        """Read what is no JSON, as a container's log; raises as `request` does."""
+        response = self._open("GET", path, query, None, JSON, "*/*", timeout)
+        return _whole(response, f"GET {path}")
 
     @contextmanager
     def stream(
@@ -150,6 +156,11 @@ class Api:
             yield Stream(response)
         finally:
             response.close()
+
+    @property
+    def configuration(self) -> Any:
+        """Address and credentials, as the package keeps them."""
+        return self._configuration
 
     def close(self) -> None:
         """Close idle connections."""
@@ -214,6 +225,15 @@ def _refusal(response: urllib3.BaseHTTPResponse, what: str) -> ApiError:
         message or what,
         min(float(after), 60.0) if after.isascii() and after.isdigit() else 0.0,
     )
+
+
+def _whole(response: urllib3.BaseHTTPResponse, what: str) -> bytes:
+    try:
+        return response.read()
+    except (urllib3.exceptions.HTTPError, OSError) as e:
+        raise Unavailable(f"{what}: the answer broke off: {_why(e)}") from e
+    finally:
+        response.release_conn()
 
 
 def _object(raw: bytes, what: str) -> Object:

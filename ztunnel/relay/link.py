@@ -1,11 +1,13 @@
-"""One TLS connection that carries HTTP/2: socket, OpenSSL, codec, and the streams to serve.
+"""One TLS connection that carries HTTP/2: socket, TLS, codec, and the streams to serve.
 
-The data path. Tunnel to application: one recv of ciphertext into the worker's raw buffer, into
-OpenSSL's memory BIO, one SSL_read per record into the worker's buffer, the codec hands slices of
-that to the streams, which send them. Application to tunnel: at the end of a turn `pump` lets every
-stream that has something recv straight behind a reserved frame head in the worker's buffer, and
-encrypts and sends all of them at once. Nothing is kept per connection but ciphertext the kernel
-did not take, and while there is any, nothing more is read from the applications.
+The data path. Tunnel to application: one recv of ciphertext into the worker's raw buffer, its
+records decrypted into the worker's buffer, the codec hands slices of that to the streams, which
+send them. Application to tunnel: at the end of a turn `pump` lets every stream that has something
+recv straight behind a reserved frame head in the worker's buffer, encrypts all of it into the raw
+buffer and sends it at once. Nothing is kept per connection but an incomplete record and ciphertext
+the kernel did not take, and while there is any of that, nothing more is read from applications.
+
+OpenSSL does the handshake; then `mesh.wire.records` has the keys, and OpenSSL's part is freed.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final
 
+from mesh.errors import BadInput
 from mesh.wire.frames import H2Error
 from mesh.wire.h2 import Codec
+from mesh.wire.recordkey import RECORD
+from mesh.wire.records import CLOSE_NOTIFY, RecordError, Records
 from mesh.wire.sink import Sink
 from ztunnel.relay.leg import CONNECT_TIMEOUT, error_text
 from ztunnel.relay.loop import (
-    BUFFER,
     CIPHERTEXT,
     END_EVENTS,
     EPOLLERR,
@@ -34,10 +38,9 @@ from ztunnel.relay.loop import (
     Loop,
 )
 from ztunnel.relay.stream import Stream
+from ztunnel.relay.tls import SECRETS
 
-RECORD: Final = 16 << 10  # most plaintext of a TLS record
-RECORD_HEAD: Final = 5  # type, version, length
-WRITE: Final = 128 << 10  # plaintext per encrypted write: bounds its output BIO
+WRITE: Final = 128 << 10  # plaintext per encrypted write; its records fit the raw buffer
 ROUNDS: Final = 8  # reads, or writes, of one connection per turn; then others have theirs
 HANDSHAKE_TIMEOUT: Final = 10.0
 
@@ -73,21 +76,18 @@ class Link(Handler):
         self.ready: deque[Stream] = deque()  # streams whose application socket has something
         self._bio_in = ssl.MemoryBIO()
         self._bio_out = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._bio_in, self._bio_out, server_side=server)
-        # With a buffer it returns a count; typeshed knows only the form that returns bytes.
-        self._tls_read = cast(Callable[[int, memoryview], int], self._tls.read)
-        self._tls_write: Callable[[memoryview], int] = self._tls.write
-        self._bio_out_read: Callable[[], bytes] = self._bio_out.read
-        self._bio_in_write: Callable[[memoryview], int] = self._bio_in.write
+        self._tls: ssl.SSLObject | None = context.wrap_bio(
+            self._bio_in, self._bio_out, server_side=server
+        )
+        self._client_secret: bytes = b""
+        self._server_secret: bytes = b""
+        self._records: Records | None = None  # once the handshake is done
+        self._tail: bytes = b""  # of what was received, an incomplete record
         self._recv_into: Callable[[memoryview], int] = sock.recv_into
-        self._send: Callable[[bytes], int] = sock.send
+        self._send: Callable[[bytes | memoryview], int] = sock.send
         self._out: bytes = b""  # ciphertext the kernel did not take
-        self._records: int = 0  # complete ones that OpenSSL has not been asked for
-        self._record_left: int = 0  # bytes to come of the one under way
-        self._record_head: bytes = b""  # of the next one, when it came in pieces
         self._readable: bool = False
         self._ending: bool = False  # FIN or an error comes after what can be read
-        self._over: str = ""  # why no more will come
         self._closing: bool = False  # close when what is to be written is out
         self._close_flag: str = "-"
         self._close_error: str = ""
@@ -113,13 +113,16 @@ class Link(Handler):
         self.loop.add(self.fd, self)
 
     def certificate(self) -> dict[str, object]:
-        """The peer's certificate, verified against the roots, as ssl.getpeercert has it."""
-        found = self._tls.getpeercert()
+        """The peer's certificate, verified against the roots, as ssl.getpeercert has it.
+
+        To be asked for in `LinkOwner.on_secure`, like `alpn`: afterwards it is forgotten.
+        """
+        found = self._tls.getpeercert() if self._tls else None
         return dict(found) if found else {}
 
     def alpn(self) -> str:
         """The protocol that was agreed on, "" for none."""
-        return self._tls.selected_alpn_protocol() or ""
+        return (self._tls.selected_alpn_protocol() if self._tls else "") or ""
 
     def wants_write(self) -> bool:
         """The kernel's buffer is full."""
@@ -183,8 +186,9 @@ class Link(Handler):
         view = self.loop.raw_view
         self._readable = False
         for _ in range(ROUNDS):
+            at = len(self._tail)
             try:
-                n = self._recv_into(view)
+                n = self._recv_into(view[at : at + CIPHERTEXT])
             except BlockingIOError:
                 return
             except OSError as e:
@@ -193,12 +197,11 @@ class Link(Handler):
             if n == 0:
                 self.fail(*self._lost("closed by the peer"))
                 return
-            self._count_records(n)
-            self._bio_in_write(view[:n])
-            if not self.secure:
+            if self._records is not None:
+                self._decrypt(at + n)
+            else:
+                self._bio_in.write(view[:n])
                 self._handshake()
-            if self.secure and not self.closed:
-                self._decrypt()
             if self.closed or (n < CIPHERTEXT and not self._ending):
                 return
         self._readable = True
@@ -221,91 +224,88 @@ class Link(Handler):
         return "-", f"tunnel connection lost: {what}"
 
     def _handshake(self) -> None:
+        tls = self._tls
+        assert tls is not None
         try:
-            self._tls.do_handshake()
+            tls.do_handshake()
         except ssl.SSLWantReadError:
+            self._keep_secrets()
             self._flush()
             return
         except (ssl.SSLError, OSError) as e:
+            self._keep_secrets()
             self._flush()
             self.fail("TLS_FAILURE", f"TLS handshake failed: {tls_reason(e)}")
             return
+        self._keep_secrets()
+        self._flush()
         owner = self.owner
         assert owner is not None
         refusal = owner.on_secure()
         self.loop.clear_deadline(self)
         if refusal:
-            self._flush()
             self.fail("TLS_FAILURE", refusal)
+        elif not self.closed:
+            self._take_over(tls)
+
+    def _keep_secrets(self) -> None:
+        client, server = SECRETS.take()
+        self._client_secret = client or self._client_secret
+        self._server_secret = server or self._server_secret
+
+    def _take_over(self, tls: ssl.SSLObject) -> None:
+        """From here on records are ours; what came behind the handshake is the first of them."""
+        cipher = tls.cipher()
+        ours, theirs = self._server_secret, self._client_secret
+        if not self.server:
+            ours, theirs = theirs, ours
+        self._client_secret = self._server_secret = b""
+        try:
+            if not ours or not theirs:
+                raise BadInput("OpenSSL gave up no traffic secrets: is it 1.1.1 or newer?")
+            self._records = Records(cipher[0] if cipher else "", theirs, ours)
+        except BadInput as e:
+            self.fail("TLS_FAILURE", str(e))
             return
         self.secure = True
+        self._tls = None
         self.loop.later(self)
+        rest = self._bio_in.read()
+        self.loop.raw[: len(rest)] = rest
+        self._decrypt(len(rest))
 
-    def _decrypt(self) -> None:
-        """Everything OpenSSL holds, a buffer at a time, into the codec."""
-        self.last_read = self.loop.now
-        while True:
-            self._over = ""
-            at = self._read_records()
-            if at:
-                try:
-                    self.codec.feed_untrusted(self.loop.view[:at])
-                except H2Error as e:
-                    self._protocol_error(e)
-                    return
-                self.loop.later(self)
-            if self.closed:
-                return
-            if self._over:
-                self.fail(*self._lost(self._over))
-                return
-            if at < BUFFER:
-                return
+    def _decrypt(self, end: int) -> None:
+        """Feed the codec with the records in the first `end` bytes of the raw buffer.
 
-    def _count_records(self, n: int) -> None:
-        """See which TLS records the n bytes just received complete (RFC 8446 section 5.1).
-
-        Each lets one SSL_read succeed. Asking once more, to be told that the rest is still to
-        come, costs more than decrypting a small record: OpenSSL's error becomes an exception.
+        They begin with this connection's tail, or, where that was longer than nothing, with room
+        for it.
         """
-        raw = self.loop.raw
-        i = 0
-        while i < n:
-            if self._record_left:
-                step = min(self._record_left, n - i)
-                self._record_left -= step
-                i += step
-                if not self._record_left:
-                    self._records += 1
-                continue
-            if not self._record_head and n - i >= RECORD_HEAD:
-                self._record_left = raw[i + 3] << 8 | raw[i + 4]
-                i += RECORD_HEAD
-                continue
-            self._record_head += raw[i : i + 1]
-            i += 1
-            if len(self._record_head) == RECORD_HEAD:
-                self._record_left = self._record_head[3] << 8 | self._record_head[4]
-                self._record_head = b""
-
-    def _read_records(self) -> int:
-        """Decrypt complete records into the worker's buffer, until that is full."""
-        view = self.loop.view
-        read = self._tls_read
-        at = 0
+        self.last_read = self.loop.now
+        loop = self.loop
+        records = self._records
+        assert records is not None
+        if self._tail:
+            loop.raw[: len(self._tail)] = self._tail
+            self._tail = b""
         try:
-            while at < BUFFER and self._records:
-                self._records -= 1
-                n = read(RECORD, view[at : at + RECORD])
-                if n == 0:
-                    self._over = "closed by the peer"
-                    break
-                at += n
-        except ssl.SSLWantReadError:
-            self._records = 0  # some of them belonged to the handshake
-        except (ssl.SSLError, OSError) as e:
-            self._over = tls_reason(e)
-        return at
+            n = records.open_untrusted(loop.raw_view, end, loop.view)
+        except RecordError as e:
+            self._write(records.alert(e.alert))
+            self._records = None  # that was the last one
+            self.fail(*self._lost(str(e)))
+            return
+        used = records.used
+        if used < end:
+            self._tail = bytes(loop.raw_view[used:end])
+        if n:
+            try:
+                self.codec.feed_untrusted(loop.view[:n])
+            except H2Error as error:  # a name of its own: mypyc gives each one type
+                self._protocol_error(error)
+                return
+            loop.later(self)
+        if records.over and not self.closed:
+            self.fail(*self._lost(records.over))
 
     def _protocol_error(self, error: H2Error) -> None:
         """Tell the peer what it did, then close."""
@@ -366,21 +366,22 @@ class Link(Handler):
         return n
 
     def _encrypt(self, n: int) -> None:
-        try:
-            self._tls_write(self.loop.view[:n])
-        except (ssl.SSLError, OSError) as e:
-            self.fail(*self._lost(tls_reason(e)))
-            return
-        self._write(self._bio_out_read())
+        """Send the first n bytes of the worker's buffer."""
+        loop = self.loop
+        records = self._records
+        assert records is not None
+        size = records.seal(loop.buf, loop.view, n, loop.raw_view)
+        self._write(loop.raw_view[:size])
 
     def _flush(self) -> None:
         """Send what OpenSSL wants to say by itself (handshake, alerts)."""
         if self._bio_out.pending:
             self._write(self._bio_out.read())
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
+        """Send; what the kernel does not take is kept."""
         if self._out:
-            data = self._out + data
+            data = self._out + bytes(data)
         try:
             n = self._send(data)
         except BlockingIOError:
@@ -389,7 +390,7 @@ class Link(Handler):
             self._out = b""
             self.fail(*self._lost(error_text(e.errno or 0)))
             return
-        self._out = data[n:] if n < len(data) else b""
+        self._out = bytes(data[n:]) if n < len(data) else b""
 
     # ---- closing -----------------------------------------------------------------------------
 
@@ -414,12 +415,10 @@ class Link(Handler):
             return
         self.closed = True
         self.loop.clear_deadline(self)
-        if self.secure and not self._out:
-            # unwrap writes our close_notify, then wants the peer's, for which nobody waits.
-            with contextlib.suppress(ssl.SSLError, OSError, ValueError):
-                self._tls.unwrap()
+        records = self._records
+        if records is not None and not self._out:
             with contextlib.suppress(OSError):
-                self.sock.send(self._bio_out.read())
+                self.sock.send(records.alert(CLOSE_NOTIFY))
         self.ready.clear()
         self._out = b""
         self.loop.close(self.sock, self.fd)

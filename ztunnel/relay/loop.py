@@ -30,8 +30,8 @@ END_EVENTS: Final = EPOLLERR | EPOLLHUP | EPOLLRDHUP  # nothing comes after what
 READ_EVENTS: Final = EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP
 
 BUFFER: Final = 256 << 10  # bytes of each shared buffer
-CIPHERTEXT: Final = 128 << 10  # bytes of the buffer that is received into
-SLACK: Final = 16 << 10  # behind them, so that a TLS record always fits
+CIPHERTEXT: Final = 128 << 10  # bytes that are received at once
+SLACK: Final = 17 << 10  # beside them: the part of a TLS record that came before
 EVENTS: Final = 256  # per turn: bounds how long one turn can be
 TICK: Final = 0.25  # seconds between two looks at deadlines and reports
 
@@ -64,9 +64,9 @@ class Loop:
     """See the module's text."""
 
     def __init__(self) -> None:
-        self.buf = bytearray(BUFFER + SLACK)
+        self.buf = bytearray(BUFFER)
         self.view = memoryview(self.buf)
-        self.raw = bytearray(CIPHERTEXT)
+        self.raw = bytearray(CIPHERTEXT + SLACK)
         self.raw_view = memoryview(self.raw)
         self.now: float = time.monotonic()
         self.stopped: bool = False

@@ -12,6 +12,40 @@ from mesh.model import SpiffeId
 from ztunnel import ipc
 
 ALPN: Final = "h2"
+_CLIENT_SECRET: Final = b"CLIENT_TRAFFIC_SECRET_0"
+_SERVER_SECRET: Final = b"SERVER_TRAFFIC_SECRET_0"
+_MOST: Final = 64 << 10  # a pipe's size: what there can be to read at once
+
+
+class SecretTap:
+    """Where OpenSSL says the traffic secrets of a handshake, for `mesh.wire.records`.
+
+    OpenSSL gives them up through its key log alone, and Python's ssl module writes that to a
+    path; the path is a pipe that ends in this very process. A handshake's lines are taken right
+    after the call that made them, by the one thread there is, so that they are this handshake's.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.path: str = f"/proc/self/fd/{self._write}"
+
+    def take(self) -> tuple[bytes, bytes]:
+        """The client's and the server's secret, b"" for what the last step did not bring."""
+        try:
+            text = os.read(self._read, _MOST)
+        except BlockingIOError:
+            return b"", b""
+        client = server = b""
+        for line in text.splitlines():
+            fields = line.split(b" ")  # label, client random, secret
+            if len(fields) == 3 and fields[0] == _CLIENT_SECRET:
+                client = bytes.fromhex(fields[2].decode("ascii"))
+            elif len(fields) == 3 and fields[0] == _SERVER_SECRET:
+                server = bytes.fromhex(fields[2].decode("ascii"))
+        return client, server
+
+
+SECRETS: Final = SecretTap()  # of this worker
 
 
 class Credentials:
@@ -34,6 +68,7 @@ def _context(certificate: ipc.Certificate, server: bool) -> ssl.SSLContext:
     ctx.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
     ctx.set_alpn_protocols([ALPN])
     ctx.options |= ssl.OP_NO_TICKET
+    ctx.keylog_filename = SECRETS.path
     if server:
         ctx.num_tickets = 0
     with _Secret(certificate.chain_pem) as chain, _Secret(certificate.key_pem) as key:
