@@ -1,5 +1,7 @@
 """Objects in, snapshots of xDS resources out; each change recomputes only what it touches.
 
+A Service's members are those of its EndpointSlices where it has any, else the pods it selects.
+
 State grows with the objects: per pod one record and one encoded resource (about 2 KB), per
 service and policy the same. A snapshot copies the dictionaries, not the resources.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -18,6 +20,12 @@ from control_plane.resources import (
     authorization_resource,
     service_resource,
     workload_resource,
+)
+from control_plane.translate.endpoints import (
+    EndpointIndex,
+    ServiceKey,
+    plain_workload,
+    translate_slice,
 )
 from control_plane.translate.findings import Condition, selects
 from control_plane.translate.peer_authentication import (
@@ -34,7 +42,7 @@ from control_plane.translate.pods import MeshConfig, PodRecord, locality_of, tra
 from control_plane.translate.policy import Policy, translate_policy
 from control_plane.translate.services import ServiceRecord, translate_service
 from mesh.manifest import Key
-from mesh.model import Locality, Workload
+from mesh.model import Locality, Port, Workload
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 log = logging.getLogger(__name__)
@@ -42,7 +50,10 @@ log = logging.getLogger(__name__)
 Object = Mapping[str, Any]
 PodKey = tuple[str, str]  # namespace, name
 _T = TypeVar("_T")
-KINDS: Final = frozenset({"AuthorizationPolicy", "Node", "PeerAuthentication", "Pod", "Service"})
+_K = TypeVar("_K")
+KINDS: Final = frozenset(
+    {"AuthorizationPolicy", "EndpointSlice", "Node", "PeerAuthentication", "Pod", "Service"}
+)
 
 
 class Registry:
@@ -53,22 +64,34 @@ class Registry:
         self.snapshot = Snapshot()
         self.conditions: dict[Key, Condition] = {}
         self._pods: dict[PodKey, PodRecord] = {}
-        self._namespaces: dict[str, set[PodKey]] = defaultdict(set)
-        self._accounts: dict[tuple[str, str, str], set[PodKey]] = defaultdict(set)
+        self._namespaces: dict[str, set[PodKey]] = {}
+        self._accounts: dict[tuple[str, str, str], set[PodKey]] = {}
         self._services: dict[str, dict[str, ServiceRecord]] = defaultdict(dict)
+        self._endpoints = EndpointIndex()
+        self._holders: dict[str, set[PodKey]] = {}  # address: the pods that have it
         self._nodes: dict[str, Locality] = {}
         self._policies: dict[str, dict[str, Policy]] = defaultdict(dict)
         self._peers: dict[Key, PeerAuthentication] = {}
         self._peer_index: dict[str, tuple[Defaults, tuple[PeerAuthentication, ...]]] = {}
         self._peer_policies: set[str] = set()
-        self._workloads: dict[PodKey, Workload] = {}
+        self._workloads: dict[PodKey | str, Workload] = {}  # by pod, or address that no pod has
         self._resources: dict[str, dict[str, Resource]] = {
             t: dict(r) for t, r in self.snapshot.resources.items()
         }
         self._aliases: dict[str, tuple[str, ...]] = {}
         self._members: dict[str, tuple[str, ...]] = {}
         self._changed = False
+        self._peers_changed = False
+        self._takers: dict[str, Callable[[Key, Object | None], None]] = {
+            "AuthorizationPolicy": self._take_policy,
+            "EndpointSlice": self._take_slice,
+            "Node": self._take_node,
+            "PeerAuthentication": self._take_peer,
+            "Pod": self._take_pod,
+            "Service": self._take_service,
+        }
         self._dirty: set[PodKey] = set()
+        self._dirty_addresses: set[str] = set()  # which may need a workload without a pod
 
     # ---- questions the CA asks ---------------------------------------------------------------
 
@@ -85,24 +108,19 @@ class Registry:
 
     def update(self, changed: Mapping[Key, Object], gone: set[Key]) -> Snapshot:
         """Take in changes; returns the snapshot, the same one when no resource changed."""
-        peers = False
         for key in [*changed, *gone]:
-            obj = changed.get(key)
-            if key.kind == "Pod":
-                self._take_pod(key, obj)
-            elif key.kind == "Service":
-                self._take_service(key, obj)
-            elif key.kind == "Node":
-                self._take_node(key, obj)
-            elif key.kind == "AuthorizationPolicy":
-                self._take_policy(key, obj)
-            elif key.kind == "PeerAuthentication":
-                peers = self._take_peer(key, obj) or peers
-        if peers:
+            take = self._takers.get(key.kind)
+            if take is not None:
+                take(key, changed.get(key))
+        if self._peers_changed:
+            self._peers_changed = False
             self._index_peers()
-        for pod in self._dirty:
-            self._rebuild(pod)
+        for where in self._dirty:
+            self._replace(where, self._build(self._pods.get(where)))
+        for address in self._dirty_addresses:
+            self._replace(address, self._build_plain(address))
         self._dirty.clear()
+        self._dirty_addresses.clear()
         if self._changed:
             self._changed = False
             self.snapshot = Snapshot(
@@ -132,16 +150,23 @@ class Registry:
         if new == old:
             return
         if old is not None:
-            self._accounts[(old.node, old.namespace, old.service_account)].discard(where)
+            _discard(self._accounts, (old.node, old.namespace, old.service_account), where)
         if new is None:
             self._pods.pop(where, None)
-            self._namespaces[key.namespace].discard(where)
+            _discard(self._namespaces, key.namespace, where)
         else:
             self._pods[where] = new
-            self._namespaces[key.namespace].add(where)
+            self._namespaces.setdefault(key.namespace, set()).add(where)
             if not new.terminal:
-                self._accounts[(new.node, new.namespace, new.service_account)].add(where)
+                account = (new.node, new.namespace, new.service_account)
+                self._accounts.setdefault(account, set()).add(where)
         self._dirty.add(where)
+        for address in _addresses(old) - _addresses(new):
+            _discard(self._holders, address, where)
+            self._dirty_addresses.add(address)
+        for address in _addresses(new) - _addresses(old):
+            self._holders.setdefault(address, set()).add(where)
+            self._dirty_addresses.add(address)
 
     def _take_service(self, key: Key, obj: Object | None) -> None:
         here = self._services[key.namespace]
@@ -157,10 +182,29 @@ class Registry:
             self._put(ADDRESS_TYPE, old.service.key, None)
         if new is not None and (old is None or new.service != old.service):
             self._put(ADDRESS_TYPE, new.service.key, service_resource(new.service))
-        for where in self._namespaces[key.namespace]:
-            pod = self._pods[where]
-            if (old and old.matches(pod)) or (new and new.matches(pod)):
+        self._touch_members((key.namespace, key.name), old, new)
+
+    def _touch_members(self, service: ServiceKey, *records: ServiceRecord | None) -> None:
+        """Look again at whatever backs a Service, by slices or by these records' selectors."""
+        self._touch_addresses(self._endpoints.addresses_of(service))
+        for where in self._namespaces.get(service[0], ()):
+            if any(r is not None and r.matches(self._pods[where]) for r in records):
                 self._dirty.add(where)
+
+    def _touch_addresses(self, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            self._dirty |= self._holders.get(address, set())
+            self._dirty_addresses.add(address)
+
+    def _take_slice(self, key: Key, obj: Object | None) -> None:
+        old = self._endpoints.get(key)
+        new = self._translate(key, obj, translate_slice, old)
+        if new == old:
+            return
+        touched, flipped = self._endpoints.put(key, new)
+        self._touch_addresses(touched)
+        for namespace, name in flipped:  # from its selector to slices, or back
+            self._touch_members((namespace, name), self._services[namespace].get(name))
 
     def _take_node(self, key: Key, obj: Object | None) -> None:
         old = self._nodes.get(key.name)
@@ -197,7 +241,7 @@ class Registry:
                 if any(s is not None and selects(s, pod.labels) for s in (was, now)):
                     self._dirty.add(where)
 
-    def _take_peer(self, key: Key, obj: Object | None) -> bool:
+    def _take_peer(self, key: Key, obj: Object | None) -> None:
         old = self._peers.get(key)
         new = self._translate(
             key, obj, lambda o: parse_peer_authentication(o, self.config.root_namespace), old
@@ -207,17 +251,17 @@ class Registry:
             self.conditions.pop(key, None)
         else:
             self._peers[key] = new
-        if new == old:
-            return False
-        self._dirty |= {where for where, _ in self._in_scope(key.namespace)}
-        return True
+        if new != old:
+            self._dirty |= {where for where, _ in self._in_scope(key.namespace)}
+            self._peers_changed = True
 
     def _in_scope(self, namespace: str) -> Iterator[tuple[PodKey, PodRecord]]:
         """Pods that a policy of this namespace may apply to: all, where it is the root's."""
         if namespace == self.config.root_namespace:
             yield from self._pods.items()
         else:
-            yield from ((where, self._pods[where]) for where in self._namespaces[namespace])
+            here = self._namespaces.get(namespace, ())
+            yield from ((where, self._pods[where]) for where in here)
 
     # ---- PeerAuthentication: levels and converted policies -----------------------------------
 
@@ -245,15 +289,10 @@ class Registry:
 
     # ---- workloads ---------------------------------------------------------------------------
 
-    def _build(self, pod: PodRecord) -> Workload | None:
-        if pod.workload is None:
+    def _build(self, pod: PodRecord | None) -> Workload | None:
+        if pod is None or pod.workload is None:
             return None
         root = self.config.root_namespace
-        services = {
-            record.service.key: record.ports_on(pod)
-            for record in self._services[pod.namespace].values()
-            if record.matches(pod)
-        }
         policies = [
             policy.authorization.key
             for ns in {pod.namespace, root}
@@ -268,31 +307,88 @@ class Registry:
         policies += references(pod.labels, level, defaults, root)
         return replace(
             pod.workload,
-            services=services,
+            services=self._services_of(pod),
             authorization_policies=tuple(sorted(policies)),
             locality=self._nodes.get(pod.node, Locality()),
         )
 
-    def _rebuild(self, where: PodKey) -> None:
-        pod = self._pods.get(where)
+    def _services_of(self, pod: PodRecord) -> dict[str, tuple[Port, ...]]:
+        """Find the services that a pod backs, and the ports on it."""
+        assert pod.workload is not None
+        out = {
+            record.service.key: record.ports_on(pod)
+            for name, record in self._services[pod.namespace].items()
+            if record.matches(pod) and not self._endpoints.has((pod.namespace, name))
+        }
+        found: dict[str, dict[int, Port]] = {}
+        for address in pod.workload.addresses:
+            for piece, endpoint in self._endpoints.at(address):
+                record = self._service(piece.service)
+                if record is None or not endpoint.is_of(pod):
+                    continue
+                # Where the pod itself is not ready it is no target anyhow. One that is, and is
+                # said not to be ready for this service, is no member of it.
+                if endpoint.ready or record.publishes_unready or not pod.workload.healthy:
+                    ports = piece.ports_for(record.service.ports, record.port_names)
+                    found[record.service.key] = {**ports, **found.get(record.service.key, {})}
+        out.update(
+            {key: tuple(p for _, p in sorted(ports.items())) for key, ports in found.items()}
+        )
+        return out
+
+    def _service(self, key: ServiceKey) -> ServiceRecord | None:
+        return self._services[key[0]].get(key[1])
+
+    def _build_plain(self, address: str) -> Workload | None:
+        """Build the workload of an address that slices name and no pod has."""
+        if any(not self._shares(where) for where in self._holders.get(address, ())):
+            return None
+        first = None
+        found: dict[str, dict[int, Port]] = {}
+        for piece, endpoint in self._endpoints.at(address):
+            record = self._service(piece.service)
+            if record is None or endpoint.pod is not None:
+                continue  # a pod that is not known yet: nothing is said until it is
+            if endpoint.ready or record.publishes_unready:
+                first = first or (piece, endpoint)
+                ports = piece.ports_for(record.service.ports, record.port_names)
+                found[record.service.key] = {**ports, **found.get(record.service.key, {})}
+        if first is None:
+            return None
+        services = {k: tuple(p for _, p in sorted(ports.items())) for k, ports in found.items()}
+        return replace(
+            plain_workload(*first, services, self.config),
+            locality=self._nodes.get(first[1].node, Locality()),
+        )
+
+    def _shares(self, where: PodKey) -> bool:
+        """Say whether a pod has its node's address."""
+        workload = self._pods[where].workload
+        return workload is not None and workload.host_network
+
+    def _replace(self, where: PodKey | str, new: Workload | None) -> None:
+        """Replace a workload, its memberships and its resource."""
         old = self._workloads.get(where)
-        new = self._build(pod) if pod else None
         if new == old:
             return
         if new is None:
             self._workloads.pop(where, None)
         else:
             self._workloads[where] = new
-        before = set(old.services) if old else set()
-        after = set(new.services) if new else set()
-        known = new or old
-        assert known is not None
-        uid = known.uid
+        if old is not None and (new is None or new.uid != old.uid):
+            self._join(old.uid, set(old.services), set())
+            self._put(ADDRESS_TYPE, old.uid, None)
+            old = None
+        if new is not None:
+            self._join(new.uid, set(old.services) if old else set(), set(new.services))
+            self._put(ADDRESS_TYPE, new.uid, workload_resource(new))
+
+    def _join(self, uid: str, before: set[str], after: set[str]) -> None:
+        """Move a workload between services' lists of members."""
         for service in before ^ after:
             members = set(self._members.get(service, ()))
             members = members | {uid} if service in after else members - {uid}
             _set(self._members, service, members)
-        self._put(ADDRESS_TYPE, uid, workload_resource(new) if new else None)
 
     def _put(self, type_url: str, name: str, new: Resource | None) -> None:
         """Replace one resource and its aliases."""
@@ -318,3 +414,14 @@ def _set(index: dict[str, tuple[str, ...]], key: str, values: set[str]) -> None:
         index[key] = tuple(sorted(values))
     else:
         index.pop(key, None)
+
+
+def _discard(index: dict[_K, set[PodKey]], key: _K, where: PodKey) -> None:
+    here = index.get(key, set())
+    here.discard(where)
+    if not here:
+        index.pop(key, None)
+
+
+def _addresses(pod: PodRecord | None) -> set[str]:
+    return set(pod.workload.addresses) if pod and pod.workload else set()

@@ -23,6 +23,7 @@ _REVISION_LABELS: Final = (
 _REGION: Final = ("topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region")
 _ZONE: Final = ("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone")
 _SUBZONE: Final = ("topology.istio.io/subzone",)
+PLACE_LABELS: Final = (*_REGION, *_ZONE, *_SUBZONE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,11 +41,18 @@ _FAMILIES: Final = {(True, False): 1, (False, True): 2, (True, True): 3}
 
 @dataclass(frozen=True, slots=True)
 class ServiceRecord:
-    """One Service: its resource, its selector ({} selects nothing), its named target ports."""
+    """One Service: its resource, its selector ({} selects nothing), the names of its ports."""
 
     service: Service
     selector: Mapping[str, str]
     target_names: Mapping[int, str]  # service port: container port name
+    port_names: Mapping[int, str]  # service port: its own name, where it has one
+
+    @property
+    def publishes_unready(self) -> bool:
+        """Say whether members that are not ready are members in full."""
+        balancing = self.service.load_balancing
+        return balancing is not None and balancing.health_policy == _ALLOW_ALL
 
     def matches(self, pod: PodRecord) -> bool:
         """Say whether a pod of the same namespace backs this service."""
@@ -68,8 +75,9 @@ def _port_number(value: Any) -> int | None:
     return value if isinstance(value, int) and 1 <= value <= 65535 else None
 
 
-def _ports(spec: Mapping[str, Any]) -> tuple[tuple[Port, ...], dict[int, str]]:
-    ports, names = [], {}
+def _ports(spec: Mapping[str, Any]) -> tuple[tuple[Port, ...], dict[int, str], dict[int, str]]:
+    """Read the ports, the names of their targets, and their own names."""
+    ports, targets, names = [], {}, {}
     for raw in spec.get("ports") or []:
         if not isinstance(raw, Mapping) or raw.get("protocol", "TCP") != "TCP":
             continue
@@ -80,11 +88,13 @@ def _ports(spec: Mapping[str, Any]) -> tuple[tuple[Port, ...], dict[int, str]]:
         if isinstance(target, str) and target.isdigit():
             target = int(target)
         if isinstance(target, str):
-            names[number] = target
+            targets[number] = target
+        if raw.get("name"):
+            names[number] = str(raw["name"])
         word = str(raw.get("name") or "").split("-")[0]
         protocol = _PROTOCOLS.get(str(raw.get("appProtocol") or word).lower(), 0)
         ports.append(Port(number, _port_number(target) or 0, protocol))
-    return tuple(ports), names
+    return tuple(ports), targets, names
 
 
 def _vips(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[str, ...]:
@@ -119,7 +129,7 @@ def translate_service(obj: Mapping[str, Any], config: MeshConfig) -> ServiceReco
     if spec.get("type") == "ExternalName":
         return None
     namespace, name = metadata["namespace"], metadata["name"]
-    ports, names = _ports(spec)
+    ports, targets, names = _ports(spec)
     vips = _vips(spec, obj.get("status") or {})
     selector = spec.get("selector")
     return ServiceRecord(
@@ -134,5 +144,6 @@ def translate_service(obj: Mapping[str, Any], config: MeshConfig) -> ServiceReco
             canonical=True,
         ),
         selector=selector if isinstance(selector, Mapping) else {},
-        target_names=names,
+        target_names=targets,
+        port_names=names,
     )
