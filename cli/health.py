@@ -51,10 +51,10 @@ class NodeFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the whole mesh said. `metrics` are the control plane's, as text."""
+    """What the whole mesh said. `metrics` are those of each control plane, as text."""
 
     nodes: tuple[NodeFacts, ...]
-    metrics: str | None
+    metrics: tuple[str, ...] | None
     metrics_error: str
     policies: tuple[Mapping[str, Any], ...]
 
@@ -110,11 +110,13 @@ def _control_plane(facts: Facts, now: dt.datetime, judge: _Judge) -> Found:
         judge.problem(where, f"it does not answer: {facts.metrics_error}", look)
         return found
     try:
-        samples = _samples(facts.metrics)
+        replicas = [_samples(text) for text in facts.metrics]
     except BadInput as e:
         judge.problem(where, str(e), look)
         return found
-    connected = int(sum(samples.get("pilot_xds", {}).values()))
+    # A proxy is connected to one replica; everything else each of them knows.
+    samples = replicas[0]
+    connected = int(sum(sum(one.get("pilot_xds", {}).values()) for one in replicas))
     found["connectedProxies"] = connected
     found["resources"] = {t: int(n) for t, n in sorted(samples.get("pilot_resources", {}).items())}
     if connected < len(facts.nodes):

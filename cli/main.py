@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 
 from mesh.errors import MeshError
 
-SUBCOMMANDS: Final = ("install", "manifest", "status", "ztunnel", "lab", "demo")
+SUBCOMMANDS: Final = ("install", "uninstall", "manifest", "status", "ztunnel", "lab", "demo")
 
 
 def build_parser(names: Sequence[str] = SUBCOMMANDS) -> argparse.ArgumentParser:

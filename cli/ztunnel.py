@@ -12,7 +12,7 @@ from typing import Any, Final
 from cli import dump as views
 from cli.dump import Dump, Filter
 from cli.output import STRUCTURED, structured, table
-from cli.target import LabTarget, Target
+from cli.target import Target, add_target_options, choose_target
 from mesh.errors import ConfigError, MeshError
 from mesh.ports import ZTUNNEL_ADMIN
 
@@ -61,7 +61,7 @@ def register(subparsers: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", default="default", help="lab (default: default)")
+    add_target_options(parser)
     parser.add_argument("--node", help="ask this node's proxy only")
 
 
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     if options.file:
         dumps = {"": views.parse_untrusted(_read(options.file))}
     else:
-        target = LabTarget(options.name)
+        target = choose_target(options)
         dumps = {node: fetch(target, node) for node in _nodes(target, options.node)}
     wanted = Filter(
         namespace=getattr(options, "namespace", ""),
@@ -109,7 +109,7 @@ def fetch(target: Target, node: str) -> Dump:
 
 def run_log(options: argparse.Namespace) -> int:
     """Show or change log levels; 0."""
-    target = LabTarget(options.name)
+    target = choose_target(options)
     path = log_path(options.level, options.reset)
     for node in _nodes(target, options.node):
         answer = target.fetch(node, ZTUNNEL_ADMIN, path, "POST").decode(errors="replace")
@@ -130,7 +130,7 @@ def log_path(level: str | None, reset: bool) -> str:
 def _nodes(target: Target, only: str | None) -> list[str]:
     nodes = target.nodes()
     if not nodes:
-        raise MeshError("the lab has no node")
+        raise MeshError("the mesh has no node")
     if only is None:
         return nodes
     if only not in nodes:

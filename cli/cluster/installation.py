@@ -91,7 +91,7 @@ def _prepare(
     if not may_go_on(checks):
         return None
     old = next((i for i in facts.installed if i.namespace == settings.namespace), None)
-    if old is not None:
+    if old is not None and old.objects:
         console.line(f"Installed now: Ambit {old.version}, profile {old.profile}.")
     new = Inventory(
         namespace=settings.namespace,

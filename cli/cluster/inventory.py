@@ -20,7 +20,10 @@ LABEL: Final = "ambit.io/inventory"
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """`values`: what the operator set beside the profile; `crds`: those that were not there."""
+    """`values`: what the operator set beside the profile; `crds`: those that were not there.
+
+    `extras` came with the Gateway API's CRDs and go with them.
+    """
 
     namespace: str
     version: str
@@ -28,6 +31,7 @@ class Inventory:
     values: Mapping[str, Any] = field(default_factory=dict)
     objects: frozenset[Ref] = frozenset()
     crds: frozenset[str] = frozenset()
+    extras: frozenset[Ref] = frozenset()
     created_namespace: bool = False
 
     def with_objects(self, more: Iterable[Ref]) -> Inventory:
@@ -37,7 +41,6 @@ class Inventory:
 
 def dump(inventory: Inventory) -> Object:
     """Build the ConfigMap."""
-    objects = [[o.api_version, o.kind, o.namespace, o.name] for o in sorted(inventory.objects)]
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -50,7 +53,8 @@ def dump(inventory: Inventory) -> Object:
             "version": inventory.version,
             "profile": inventory.profile,
             "values": json.dumps(inventory.values, sort_keys=True),
-            "objects": json.dumps(objects),
+            "objects": _dump_refs(inventory.objects),
+            "extras": _dump_refs(inventory.extras),
             "crds": json.dumps(sorted(inventory.crds)),
             "createdNamespace": json.dumps(inventory.created_namespace),
         },
@@ -65,6 +69,7 @@ def parse_untrusted(config_map: Mapping[str, Any]) -> Inventory:
     try:
         values = json.loads(data["values"])
         objects = frozenset(_ref(entry) for entry in json.loads(data["objects"]))
+        extras = frozenset(_ref(entry) for entry in json.loads(data.get("extras", "[]")))
         crds = frozenset(str(name) for name in json.loads(data["crds"]))
         if not isinstance(values, dict):
             raise TypeError("values is no map")
@@ -75,6 +80,7 @@ def parse_untrusted(config_map: Mapping[str, Any]) -> Inventory:
             values=values,
             objects=objects,
             crds=crds,
+            extras=extras,
             created_namespace=json.loads(data.get("createdNamespace", "false")) is True,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as e:
@@ -82,6 +88,10 @@ def parse_untrusted(config_map: Mapping[str, Any]) -> Inventory:
             f"{where}: the list of what was installed cannot be read ({e!r:.100});"
             " delete it and install again"
         ) from e
+
+
+def _dump_refs(refs: Iterable[Ref]) -> str:
+    return json.dumps([[o.api_version, o.kind, o.namespace, o.name] for o in sorted(refs)])
 
 
 def _ref(entry: Any) -> Ref:

@@ -23,6 +23,7 @@ class Kube:
         self.api = api
         self._kinds: dict[tuple[str, str], tuple[str, bool]] = {}
         self._read: set[str] = set()
+        self._lists: set[tuple[str, str]] = set()
 
     @classmethod
     def connect(cls, kubeconfig: Path | None = None, context: str | None = None) -> Kube:
@@ -64,6 +65,24 @@ class Kube:
                 found |= {f"{version}/{kind}" for v, kind in self._kinds if v == version}
         return found
 
+    def listable(self) -> list[tuple[str, str]]:
+        """List (api version, kind) of what belongs to namespaces, one version of each group."""
+        versions = [str(v) for v in self.call("GET", "/api").get("versions", [])]
+        for group in self.call("GET", "/apis").get("groups", []):
+            versions.append(str(group["preferredVersion"]["groupVersion"]))
+        found = []
+        for version in versions:
+            try:
+                self._discover(version)
+            except (ApiError, Unavailable):
+                continue
+            found += [
+                (version, kind)
+                for (v, kind), (_, namespaced) in self._kinds.items()
+                if v == version and namespaced and (v, kind) in self._lists
+            ]
+        return found
+
     def forget_kinds(self) -> None:
         """Look kinds up again: CRDs have come or gone."""
         self._kinds.clear()
@@ -77,6 +96,8 @@ class Kube:
             if "/" not in resource["name"]:
                 where = (resource["name"], bool(resource["namespaced"]))
                 self._kinds.setdefault((api_version, resource["kind"]), where)
+                if "list" in (resource.get("verbs") or []):
+                    self._lists.add((api_version, resource["kind"]))
         self._read.add(api_version)
 
     def is_namespaced(self, of: Ref) -> bool:

@@ -65,14 +65,22 @@ def build(
     installed, its objects are filled in here.
     """
     known = old.crds if old else frozenset[str]()
+    known_extras = old.extras if old else frozenset[Ref]()
     left: list[tuple[Ref, str]] = []
     definitions: list[Object] = []
     for obj in [*crds, *gateway_api]:
         there = live.get(ref(obj))
+        if obj["kind"] != _CRD:
+            continue
         if there is None or is_ours(there) or obj["metadata"]["name"] in known:
             definitions.append(obj)
-        elif obj["kind"] == _CRD:
+        else:
             left.append((ref(obj), "it is there already, from somebody else"))
+    if any(obj in definitions for obj in gateway_api):
+        beside = [obj for obj in gateway_api if obj["kind"] != _CRD]
+        definitions += [
+            obj for obj in beside if live.get(ref(obj)) is None or ref(obj) in known_extras
+        ]
     objects: list[Object] = []
     for obj in in_order(rendered):
         there = live.get(ref(obj))
@@ -83,10 +91,11 @@ def build(
             objects.append(obj)
     names = frozenset(ref(obj) for obj in objects)
     ours = frozenset(o["metadata"]["name"] for o in definitions if o["kind"] == _CRD)
-    after = replace(new, objects=names, crds=known | ours)
+    extras = frozenset(ref(o) for o in definitions if o["kind"] != _CRD)
+    after = replace(new, objects=names, crds=known | ours, extras=known_extras | extras)
     before = after.with_objects(old.objects) if old else after
     return Plan(
-        steps=_steps(definitions, objects, is_upgrade=old is not None),
+        steps=_steps(definitions, objects, is_upgrade=bool(old and old.objects)),
         prune=prune(old.objects if old else (), names),
         left_alone=tuple(left),
         before=before,

@@ -77,11 +77,17 @@ class FakeTarget:
         assert isinstance(page, bytes)
         return page
 
-    def fetch_control_plane(self, port: int, path: str) -> bytes:
-        return self.fetch("", port, path)
+    def fetch_control_plane(self, port: int, path: str) -> list[bytes]:
+        pages = self.pages[port]
+        if isinstance(pages, list):
+            return pages
+        return [self.fetch("", port, path)]
 
     def objects(self, kind: str) -> list[dict[str, Any]]:
         return [o for o in self.objects_ if o["kind"] == kind]
+
+    def log_command(self, component: str) -> str:
+        return f"ambit lab logs {component} --name x"
 
 
 def judge(**changes: Any) -> dict[str, Any]:
@@ -107,6 +113,15 @@ def test_a_healthy_mesh_has_nothing_to_say() -> None:
         "resources": {"address": 5, "authorization": 2},
     }
     assert status.render(report).endswith("all is well")
+
+
+def test_proxies_of_all_replicas_are_counted_and_resources_once() -> None:
+    """A proxy is connected to one replica, and every replica has all resources."""
+    none = METRICS.replace('pilot_xds{version="0.1.0"} 1.0', "pilot_xds 0.0").encode()
+    report = judge(p15014=[none, METRICS.encode()])
+    assert report["ok"]
+    assert report["controlPlane"]["connectedProxies"] == 1
+    assert report["controlPlane"]["resources"]["address"] == 5
 
 
 DOWN = Unreachable("node node1, port 1: Connection refused")
@@ -261,7 +276,7 @@ def test_the_exit_code_says_whether_something_is_wrong(
     """0 or 1, in every form of output."""
     dump = {**HEALTHY_DUMP, "certificates": []}
     target = FakeTarget(p8000=page, p15000=json.dumps(dump).encode())
-    monkeypatch.setattr(status, "LabTarget", lambda name: target)
+    monkeypatch.setattr(status, "choose_target", lambda options: target)
     parser = argparse.ArgumentParser()
     status.register(parser.add_subparsers())
     options = parser.parse_args(["status", "-o", "json", "--name", "x"])
@@ -273,7 +288,7 @@ def test_the_exit_code_says_whether_something_is_wrong(
 
 def test_a_mesh_without_nodes_is_wrong() -> None:
     """An empty lab is not a healthy one."""
-    report = assess(Facts((), METRICS, "", ()), NOON, str)
+    report = assess(Facts((), (METRICS,), "", ()), NOON, str)
     assert [p["where"] for p in report["problems"]] == ["mesh"]
 
 
