@@ -1,6 +1,6 @@
 # The one list of verbs, for people and for CI.
 PY := .venv/bin/python
-.PHONY: help setup gen fmt lint type test test-unit test-root demo bench clean
+.PHONY: help setup gen fmt lint type test test-unit test-root demo bench images images-lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,6 +37,12 @@ demo: setup      ## a mesh you can watch work (KEEP=1 leaves it up)
 
 bench: setup     ## all rows of the benchmark; writes bench/results.json
 	$(PY) -m bench all
+
+images: setup    ## container images and their bills of materials, into dist/images (HUB=, TAG=)
+	@$(PY) -m deploy.images build $(if $(HUB),--hub $(HUB)) $(if $(TAG),--tag $(TAG))
+
+images-lock: setup ## pin the newest packages for the images
+	@$(PY) -m deploy.images lock
 
 clean:           ## remove labs and build products
 	-.venv/bin/ambit lab down --all

@@ -1,0 +1,1 @@
+"""What brings Ambit to a cluster: images, chart, CNI plugin."""

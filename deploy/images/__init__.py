@@ -1,0 +1,1 @@
+"""Container images, put together from Debian packages and wheels."""
