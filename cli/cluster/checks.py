@@ -71,7 +71,7 @@ def _version(text: str) -> tuple[int, int] | None:
 
 def _server(facts: Facts) -> list[Check]:
     found = _version(facts.version)
-    if found is not None and found < _OLDEST_SERVER:
+    if found is not None and (0, 0) < found < _OLDEST_SERVER:  # 0.0: built without a version
         oldest = ".".join(map(str, _OLDEST_SERVER))
         return [Check(ERROR, f"Kubernetes {facts.version}: {oldest} is needed", "upgrade it")]
     return [Check(OK, f"Kubernetes {facts.version}")]

@@ -69,6 +69,7 @@ HELM = {
     [
         ({"version": "v1.28.4"}, ERROR, "Kubernetes v1.28.4: 1.30 is needed"),
         ({"version": "main"}, OK, "Kubernetes main"),
+        ({"version": "v0.0.0-master"}, OK, "Kubernetes v0.0.0"),
         ({"denied": ("create daemonsets.apps",)}, ERROR, "may not: create daemonsets.apps"),
         ({"nodes": ()}, WARN, "no Linux node"),
         ({"nodes": (node(ready="Unknown"),)}, WARN, "n1 is not ready"),
