@@ -14,21 +14,20 @@ import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from control_plane.admin import AdminServer, dump_registry
-from control_plane.authn import SignedTokens
+from control_plane.backend import Backend, FolderBackend
 from control_plane.ca.authority import Lifetimes
-from control_plane.ca.root import SigningCa, load_or_create, load_plugged
+from control_plane.ca.current import CurrentCa
+from control_plane.ca.root import SigningCa
 from control_plane.ca.service import CaConfig, CertificateService
 from control_plane.engine import Engine
 from control_plane.metrics import Metrics
-from control_plane.options import Options, parse_options
+from control_plane.options import FolderOptions, Options, parse_options
 from control_plane.registry import Registry
 from control_plane.server import ServingCertificate, add_port, make_server
-from control_plane.status import StatusWriter
 from control_plane.translate.pods import MeshConfig
 from control_plane.xds import DiscoveryService, Hub
-from mesh.errors import ConfigError, MeshError
+from mesh.errors import MeshError
 from mesh.pb import citadel_pb2_grpc
-from mesh.store import FolderStore
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +39,14 @@ def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def _load_ca(options: Options) -> SigningCa:
-    try:
-        options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if options.ca_dir is not None:
-            return load_plugged(options.ca_dir, options.data, utc_now())
-        return load_or_create(options.data, options.trust_domain, utc_now())
-    except OSError as e:
-        raise ConfigError(f"--data {options.data}: {e.strerror or e}") from e
+def make_backend(options: Options, current: CurrentCa, metrics: Metrics) -> Backend:
+    """Choose where everything comes from; raises ConfigError."""
+    if isinstance(options.where, FolderOptions):
+        return FolderBackend(options, options.where, current, utc_now)
+    # Only here: the client library is large, and the lab does without it.
+    from control_plane.kubernetes.backend import KubernetesBackend
+
+    return KubernetesBackend(options, options.where, current, metrics, utc_now)
 
 
 class ControlPlane:
@@ -57,13 +56,9 @@ class ControlPlane:
         self.options = options
         self.metrics = Metrics()
         self.hub = Hub()
-        self.ca = _load_ca(options)
-        self.metrics.root_expiry.set(self.ca.root.not_valid_after_utc.timestamp())
-        verifier = SignedTokens(options.token_key, options.token_audience)
-        try:
-            self._store = FolderStore(options.objects)
-        except OSError as e:
-            raise ConfigError(f"--objects {options.objects}: {e.strerror or e}") from e
+        self._current = CurrentCa(self._signs)
+        self._backend = make_backend(options, self._current, self.metrics)
+        verifier = self._backend.verifier
         self.registry = Registry(
             MeshConfig(
                 options.root_namespace,
@@ -73,7 +68,7 @@ class ControlPlane:
             )
         )
         self.engine = Engine(
-            self._store, self.registry, self.hub, StatusWriter(self._store), self.metrics
+            self._backend.source, self.registry, self.hub, self._backend.status, self.metrics
         )
         self._discovery = DiscoveryService(
             self.hub,
@@ -84,7 +79,7 @@ class ControlPlane:
         )
         self._certificates = CertificateService(
             CaConfig(
-                self.ca,
+                self._current,
                 options.trust_domain,
                 options.proxy_accounts,
                 Lifetimes(options.default_ttl, options.max_ttl),
@@ -101,11 +96,16 @@ class ControlPlane:
         self.port = 0
         self.admin_port = 0
 
+    def _signs(self, ca: SigningCa) -> None:
+        self.metrics.root_expiry.set(ca.root.not_valid_after_utc.timestamp())
+
+    @property
+    def ca(self) -> SigningCa:
+        """What signs at this moment."""
+        return self._current.ca
+
     async def start(self) -> None:
         """Serve once the objects are read: a proxy must not be told of an empty mesh."""
-        await self.engine.refresh()
-        loop = asyncio.get_running_loop()
-        self._running = loop.create_task(self.engine.run())
         admin = AdminServer(
             self.options.metrics_listen,
             self.metrics,
@@ -114,11 +114,14 @@ class ControlPlane:
         )
         admin.start()
         self._admin, self.admin_port = admin, admin.port
+        await self._backend.start()
+        await self.engine.refresh()
+        self._running = asyncio.get_running_loop().create_task(self.engine.run())
         server = make_server()
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, server)
         add_ca = citadel_pb2_grpc.add_IstioCertificateServiceServicer_to_server
         add_ca(self._certificates, server)  # type: ignore[no-untyped-call]
-        certificate = ServingCertificate(self.ca, self.options.sans, utc_now)
+        certificate = ServingCertificate(self._current, self.options.sans, utc_now)
         self.port = add_port(server, self.options.listen, certificate.credentials())
         await server.start()
         self._server = server
@@ -131,8 +134,9 @@ class ControlPlane:
             self.options.trust_domain,
         )
 
-    async def failed(self) -> None:
-        """Wait for the engine to end, which only a defect makes it do, and raise what ended it."""
+    async def serve(self) -> None:
+        """Start, and wait for the engine to end, which only a defect makes it do: raises that."""
+        await self.start()
         if self._running is not None:
             await asyncio.shield(self._running)
 
@@ -149,7 +153,7 @@ class ControlPlane:
             await asyncio.gather(self._running, return_exceptions=True)
         if self._admin is not None:
             self._admin.stop()
-        self._store.close()
+        await self._backend.stop()
 
 
 async def _serve(options: Options) -> None:
@@ -158,17 +162,17 @@ async def _serve(options: Options) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     plane = ControlPlane(options)
+    stopping = loop.create_task(stop.wait())
+    serving = loop.create_task(plane.serve())
     try:
-        await plane.start()
-        stopping = loop.create_task(stop.wait())
-        failing = loop.create_task(plane.failed())
-        await asyncio.wait({stopping, failing}, return_when=asyncio.FIRST_COMPLETED)
-        if failing.done():
-            failing.result()
-        for task in (stopping, failing):
-            task.cancel()
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
         log.info("stopping")
     finally:
+        for task in (stopping, serving):
+            task.cancel()
+        await asyncio.gather(stopping, serving, return_exceptions=True)
         await plane.stop()
 
 

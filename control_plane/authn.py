@@ -40,8 +40,11 @@ class Caller:
 class TokenVerifier(Protocol):
     """Proves callers."""
 
-    def verify_untrusted(self, token: str, now: float) -> Caller:
-        """Return who the token stands for; raises BadInput saying what is wrong with it."""
+    async def prove_untrusted(self, token: str, now: float) -> Caller:
+        """Return who the token stands for; raises BadInput saying what is wrong with it.
+
+        Raises Unavailable when that cannot be found out now.
+        """
         ...
 
 
@@ -84,6 +87,10 @@ class SignedTokens:
         if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
             raise ConfigError(f"--token-key {self._file}: neither an EC nor an RSA key")
         self._key, self._stamp = key, stamp
+
+    async def prove_untrusted(self, token: str, now: float) -> Caller:
+        """See TokenVerifier."""
+        return self.verify_untrusted(token, now)
 
     def verify_untrusted(self, token: str, now: float) -> Caller:
         """Check signature, audience, times and claims of a token; raises BadInput."""

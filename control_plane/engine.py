@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from control_plane.metrics import Metrics, short_type
 from control_plane.registry import KINDS, Registry
-from control_plane.status import StatusWriter
+from control_plane.status import StatusSink
 from control_plane.xds import Hub
 from mesh.manifest import Key
 
@@ -24,7 +24,7 @@ _WATCH: Final = 0.5  # seconds a watch blocks at most, so that shutting down is 
 
 
 class Source(Protocol):
-    """Where objects come from (mesh.store.FolderStore)."""
+    """Where objects come from (mesh.store.FolderStore, control_plane.kubernetes)."""
 
     def changes(
         self, known: Mapping[Key, int]
@@ -49,11 +49,10 @@ class Engine:
         source: Source,
         registry: Registry,
         hub: Hub,
-        status: StatusWriter,
+        status: StatusSink,
         metrics: Metrics,
     ) -> None:
         self.registry = registry
-        self.problems: list[str] = []
         self.synced = False
         self._source = source
         self._hub = hub
@@ -61,6 +60,11 @@ class Engine:
         self._metrics = metrics
         self._known: dict[Key, int] = {}
         self._lock = asyncio.Lock()
+
+    @property
+    def problems(self) -> list[str]:
+        """What cannot be read, one line each."""
+        return self._source.problems()
 
     async def run(self) -> None:
         """Follow the source until cancelled."""
@@ -84,8 +88,7 @@ class Engine:
         async with self._lock:
             seen = time.monotonic()
             found, gone = await asyncio.to_thread(self._source.changes, self._known)
-            self.problems = await asyncio.to_thread(self._source.problems)
-            self._metrics.problems.set(len(self.problems))
+            self._metrics.problems.set(len(await asyncio.to_thread(self._source.problems)))
             if not found and not gone and self.synced:
                 return
             self._known.update({key: revision for key, (revision, _) in found.items()})

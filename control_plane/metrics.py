@@ -97,8 +97,36 @@ class Metrics:
             [],
             r,
         )
+        self.ca_unavailable = Counter(
+            "ambit_ca_unavailable", "Requests put off because callers cannot be proven now.", [], r
+        )
         self.sign_errors = Counter(
             "citadel_server_csr_sign_err_count", "Requests that failed while signing.", [], r
+        )
+        self.leader = Gauge(
+            "ambit_leader", "1 where this replica writes statuses and ConfigMaps.", registry=r
+        )
+        self.objects = Gauge("ambit_objects", "Objects read, by kind.", ["kind"], registry=r)
+        self.source_problems = Gauge(
+            "ambit_source_problems", "Kinds and Secrets that cannot be read now.", registry=r
+        )
+        self.watch_restarts = Counter(
+            "ambit_watch_restarts", "Watches opened again, by kind.", ["kind"], r
+        )
+        self.relists = Counter(
+            "ambit_watch_relists", "Kinds listed again: the watch was too old.", ["kind"], r
+        )
+        self.writes = Counter(
+            "ambit_api_writes", "Writes to the API server.", ["kind", "result"], r
+        )
+        self.status_pending = Gauge(
+            "ambit_status_pending", "Objects without their current condition.", registry=r
+        )
+        self.token_reviews = Counter(
+            "ambit_token_reviews",
+            "Tokens checked: ok, refused, cached, unavailable.",
+            ["result"],
+            r,
         )
         self.root_expiry = Gauge(
             "citadel_server_root_cert_expiry_timestamp",

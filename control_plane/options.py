@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import ipaddress
+import os
 import re
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,14 +29,32 @@ _DNS_NAME = re.compile(r"(\*\.)?[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Everything that can be set."""
+class FolderOptions:
+    """A mesh of files: the lab."""
 
     objects: Path
     data: Path
+    ca_dir: Path | None
+    token_key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """A mesh in Kubernetes. root_overlap None: as long as certificates live, and a little."""
+
+    kubeconfig: Path | None
+    namespace: str  # of the control plane
+    pod: str
+    root_overlap: datetime.timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything that can be set."""
+
+    where: FolderOptions | ClusterOptions
     listen: tuple[str, int]
     metrics_listen: tuple[str, int]
-    token_key: Path
     token_audience: str
     sans: tuple[str, ...]
     proxy_accounts: frozenset[str]
@@ -42,17 +62,23 @@ class Options:
     cluster_id: str
     cluster_domain: str
     root_namespace: str
-    ca_dir: Path | None
     default_ttl: datetime.timedelta
     max_ttl: datetime.timedelta
     log_level: str
 
 
-def _duration(text: str) -> datetime.timedelta:
+def _duration_or_zero(text: str) -> datetime.timedelta:
     m = re.fullmatch(r"(\d{1,9})([smhd]?)", text)
-    if m is None or int(m[1]) == 0:
+    if m is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 24h, 90m or 30s")
     return datetime.timedelta(seconds=int(m[1]) * _UNITS[m[2] or "s"])
+
+
+def _duration(text: str) -> datetime.timedelta:
+    found = _duration_or_zero(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be more than 0")
+    return found
 
 
 def _endpoint(text: str, default_port: int) -> tuple[str, int]:
@@ -101,15 +127,35 @@ def _account(text: str) -> str:
     return text
 
 
-def _add_paths(p: argparse.ArgumentParser) -> None:
-    g = p.add_argument_group("what it works with")
+def _add_cluster(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("in a Kubernetes cluster")
     g.add_argument(
-        "--objects", type=Path, required=True, metavar="DIR", help="folder of Kubernetes YAML"
+        "--kubernetes",
+        action="store_true",
+        help="objects, CA and callers come from the API server; env POD_NAME, POD_NAMESPACE",
     )
+    g.add_argument(
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="where the API server is; default: this pod's service account, else kubectl's",
+    )
+    g.add_argument(
+        "--root-overlap",
+        type=_duration_or_zero,
+        metavar="TIME",
+        help="how long a new root is trusted before it signs, and an old one after it did;"
+        " default: --max-cert-ttl and 10 minutes. 0s replaces a root at once, at the price of"
+        " failing handshakes",
+    )
+
+
+def _add_paths(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group("with files instead")
+    g.add_argument("--objects", type=Path, metavar="DIR", help="folder of Kubernetes YAML")
     g.add_argument(
         "--data",
         type=Path,
-        required=True,
         metavar="DIR",
         help="where the root key is kept (0600) and root-cert.pem is written",
     )
@@ -123,17 +169,19 @@ def _add_paths(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--token-key",
         type=Path,
-        required=True,
         metavar="FILE",
         help="PEM public key that service-account tokens are signed with",
-    )
-    g.add_argument(
-        "--token-audience", default=TOKEN_AUDIENCE, metavar="NAME", help="default %(default)s"
     )
 
 
 def _add_serving(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("whom it serves")
+    g.add_argument(
+        "--token-audience",
+        default=TOKEN_AUDIENCE,
+        metavar="NAME",
+        help="what callers' tokens must be meant for; default %(default)s",
+    )
     g.add_argument(
         "--listen",
         type=_listen,
@@ -175,9 +223,14 @@ def _add_mesh(p: argparse.ArgumentParser) -> None:
         ("--trust-domain", DEFAULT_TRUST_DOMAIN, "first part of every identity"),
         ("--cluster-id", DEFAULT_CLUSTER_ID, "name of this cluster"),
         ("--cluster-domain", CLUSTER_DOMAIN, "DNS domain of Services"),
-        ("--root-namespace", ROOT_NAMESPACE, "policies in it apply to the whole mesh"),
     ):
         g.add_argument(name, default=default, metavar="NAME", help=f"{text}; default %(default)s")
+    g.add_argument(
+        "--root-namespace",
+        metavar="NAME",
+        help="policies in it apply to the whole mesh;"
+        f" default: POD_NAMESPACE in a cluster, else {ROOT_NAMESPACE}",
+    )
     for name, text in (
         ("--default-cert-ttl", "life of a workload certificate asked for without one"),
         ("--max-cert-ttl", "longest life of a workload certificate"),
@@ -204,32 +257,62 @@ def _parser() -> argparse.ArgumentParser:
         default="info",
         help="default %(default)s",
     )
+    _add_cluster(p)
     _add_paths(p)
     _add_serving(p)
     _add_mesh(p)
     return p
 
 
-def parse_options(argv: Sequence[str] | None = None) -> Options:
+def _where(
+    p: argparse.ArgumentParser, a: argparse.Namespace, environ: Mapping[str, str]
+) -> FolderOptions | ClusterOptions:
+    files = {
+        "--objects": a.objects,
+        "--data": a.data,
+        "--token-key": a.token_key,
+        "--ca-dir": a.ca_dir,
+    }
+    if not a.kubernetes:
+        for name in ("--objects", "--data", "--token-key"):
+            if files[name] is None:
+                p.error(f"{name} is needed (or --kubernetes)")
+        return FolderOptions(a.objects, a.data, a.ca_dir, a.token_key)
+    for name, value in files.items():
+        if value is not None:
+            p.error(f"{name} does not go with --kubernetes: the API server is asked instead")
+    namespace = environ.get("POD_NAMESPACE") or a.root_namespace or ROOT_NAMESPACE
+    pod = environ.get("POD_NAME") or socket.gethostname()
+    return ClusterOptions(a.kubeconfig, namespace, pod, a.root_overlap)
+
+
+def parse_options(
+    argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ
+) -> Options:
     """Read the command line; exits with a usage message when it is wrong."""
-    a = _parser().parse_args(argv)
-    sans = [f"istiod.{a.root_namespace}.svc", *a.san]
+    p = _parser()
+    a = p.parse_args(argv)
+    where = _where(p, a, environ)
+    if isinstance(where, ClusterOptions):
+        root, home = a.root_namespace or where.namespace, where.namespace
+        names = [f"istiod.{home}.svc", f"istiod.{home}.svc.{a.cluster_domain}", f"istiod.{home}"]
+    else:
+        root = a.root_namespace or ROOT_NAMESPACE
+        names = [f"istiod.{root}.svc"]
+    sans = [*names, *a.san]
     if not ipaddress.ip_address(a.listen[0]).is_unspecified:
         sans.append(a.listen[0])
     return Options(
-        objects=a.objects,
-        data=a.data,
+        where=where,
         listen=a.listen,
         metrics_listen=a.metrics_listen,
-        token_key=a.token_key,
         token_audience=a.token_audience,
         sans=tuple(sans),
-        proxy_accounts=frozenset(a.proxy_account or [f"{a.root_namespace}/ztunnel"]),
+        proxy_accounts=frozenset(a.proxy_account or [f"{root}/ztunnel"]),
         trust_domain=a.trust_domain,
         cluster_id=a.cluster_id,
         cluster_domain=a.cluster_domain,
-        root_namespace=a.root_namespace,
-        ca_dir=a.ca_dir,
+        root_namespace=root,
         default_ttl=a.default_cert_ttl,
         max_ttl=a.max_cert_ttl,
         log_level=a.log_level,

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 import grpc
+from cryptography import x509
 
 from control_plane.ca.authority import ServerCertificate, sign_server
-from control_plane.ca.root import SigningCa
+from control_plane.ca.current import CurrentCa
 from mesh.errors import ConfigError
 
 Clock = Callable[[], datetime.datetime]
@@ -35,22 +36,24 @@ _OPTIONS: Final = (
 
 
 class ServingCertificate:
-    """The server's certificate, made anew when half its life is over."""
+    """The server's certificate, made anew when half its life is over or another CA signs."""
 
-    def __init__(self, ca: SigningCa, sans: Collection[str], clock: Clock) -> None:
+    def __init__(self, ca: CurrentCa, sans: Collection[str], clock: Clock) -> None:
         self._ca = ca
         self._sans = sans
         self._clock = clock
         self._lock = threading.Lock()  # gRPC asks from its own threads
         self._current: ServerCertificate | None = None
+        self._signer: x509.Certificate | None = None
 
     def _renewed(self) -> ServerCertificate | None:
         """Return a new certificate when one is due."""
         with self._lock:
-            now = self._clock()
-            if self._current is not None and now < self._current.renew_at:
+            now, ca = self._clock(), self._ca.ca
+            same = self._signer == ca.certificate
+            if same and self._current is not None and now < self._current.renew_at:
                 return None
-            self._current = sign_server(self._ca, self._sans, now)
+            self._current, self._signer = sign_server(ca, self._sans, now), ca.certificate
             return self._current
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration | None:

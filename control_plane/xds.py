@@ -15,7 +15,7 @@ from control_plane.authn import Caller, TokenVerifier, bearer_untrusted
 from control_plane.delta import DeltaConnection, Response
 from control_plane.metrics import Metrics, short_type
 from control_plane.resources import Snapshot
-from mesh.errors import BadInput
+from mesh.errors import BadInput, Unavailable
 from mesh.xds.delta import Request
 
 log = logging.getLogger(__name__)
@@ -192,14 +192,14 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         self._metrics = metrics
         self._clock = clock
 
-    def _authenticate(
+    async def _authenticate(
         self,
         context: grpc.aio.ServicerContext[
             discovery_pb2.DeltaDiscoveryRequest, discovery_pb2.DeltaDiscoveryResponse
         ],
     ) -> Caller:
         token = bearer_untrusted(context.invocation_metadata())
-        caller = self._verifier.verify_untrusted(token, self._clock())
+        caller = await self._verifier.prove_untrusted(token, self._clock())
         if caller.account not in self._accounts:
             raise BadInput(
                 f"{caller.account} is not a mesh proxy (known: {', '.join(sorted(self._accounts))};"
@@ -216,11 +216,14 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
     ) -> None:
         """Serve one stream."""
         try:
-            caller = self._authenticate(context)
+            caller = await self._authenticate(context)
         except BadInput as e:
             self._metrics.refused.inc()
             log.warning("xds: refused %s: %s", context.peer(), e)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(e))
+        except Unavailable as e:
+            log.warning("xds: %s must wait: %s", context.peer(), e)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(e))
         stream = Stream(self._hub, self._metrics, context, caller)
         self._hub.streams.add(stream)
         self._metrics.connected.inc()

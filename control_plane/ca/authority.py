@@ -75,9 +75,12 @@ def sign_workload(
     lifetime: datetime.timedelta,
     now: datetime.datetime,
 ) -> list[str]:
-    """Sign a workload certificate; returns the chain as PEM: leaf first, root last."""
+    """Sign a workload certificate; returns the chain as PEM: leaf first, at the end what to trust.
+
+    All roots that count are in the one last element: that is where ztunnels look for them.
+    """
     leaf = _sign(ca, key, [x509.UniformResourceIdentifier(str(identity))], lifetime, now)
-    return [pem(c).decode() for c in (leaf, *ca.chain, ca.root)]
+    return [*(pem(c).decode() for c in (leaf, *ca.chain)), ca.root_pem.decode()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,11 @@
-"""The signing certificate: made once and kept in the data folder, or plugged in by the operator."""
+"""Signing certificates and the roots they lead to: made, read from PEM, and checked. No I/O."""
 
 from __future__ import annotations
 
 import datetime
 import itertools
-import logging
-import os
-import secrets
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,34 +15,51 @@ from cryptography.x509.oid import NameOID
 
 from mesh.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
 ROOT_LIFETIME: Final = datetime.timedelta(days=3650)
 BACKDATE: Final = datetime.timedelta(minutes=2)  # peers' clocks may be behind ours
+CA_CERT: Final = "ca-cert.pem"
+CA_KEY: Final = "ca-key.pem"
 ROOT_CERT: Final = "root-cert.pem"
-_ROOT_KEY: Final = "root-key.pem"
+CERT_CHAIN: Final = "cert-chain.pem"
 
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 @dataclass(frozen=True, slots=True)
 class SigningCa:
-    """What signs. `chain`: certificates between a leaf and the root, the signing one first."""
+    """What signs, and what peers are told to trust.
+
+    chain: certificates between a leaf and the root, the signing one first. root: where it leads
+    to. roots: every root that counts, for there are several while one replaces another.
+    """
 
     certificate: x509.Certificate
     key: SigningKey
     chain: tuple[x509.Certificate, ...]
     root: x509.Certificate
+    roots: tuple[x509.Certificate, ...]
 
     @property
     def root_pem(self) -> bytes:
-        """What peers must trust."""
-        return pem(self.root)
+        """What peers must trust: one certificate, or several one after the other."""
+        return bundle_pem(self.roots)
+
+
+class Piece(NamedTuple):
+    """PEM text, and what to call it in an error."""
+
+    name: str
+    data: bytes
 
 
 def pem(certificate: x509.Certificate) -> bytes:
     """Encode one certificate."""
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def bundle_pem(certificates: tuple[x509.Certificate, ...]) -> bytes:
+    """Encode several."""
+    return b"".join(pem(c) for c in certificates)
 
 
 def key_pem(key: SigningKey) -> bytes:
@@ -58,79 +71,113 @@ def key_pem(key: SigningKey) -> bytes:
     )
 
 
-def write_atomic(path: Path, data: bytes, mode: int) -> None:
-    """Replace a file as a whole, on disk before it is seen; never readable with a wider mode."""
-    tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+def fingerprint(certificate: x509.Certificate) -> str:
+    """Name a certificate by its content."""
+    return certificate.fingerprint(hashes.SHA256()).hex()[:32]
+
+
+def certificates_in(piece: Piece) -> tuple[x509.Certificate, ...]:
+    """Read PEM certificates, each once; raises ConfigError when there is none."""
     try:
-        with os.fdopen(fd, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        tmp.rename(path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}") from e
-
-
-def _load_certificates(path: Path) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(_read(path))
+        return tuple(dict.fromkeys(x509.load_pem_x509_certificates(piece.data)))
     except (ValueError, UnsupportedAlgorithm) as e:
-        raise ConfigError(f"{path}: not PEM certificates") from e
+        raise ConfigError(f"{piece.name}: not PEM certificates") from e
 
 
-def _load_key(path: Path) -> SigningKey:
-    if path.exists() and path.stat().st_mode & 0o077:
-        log.warning("%s was readable by others; set to 0600", path)
-        path.chmod(0o600)
+def _key_in(piece: Piece) -> SigningKey:
     try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
+        key = serialization.load_pem_private_key(piece.data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as e:
-        raise ConfigError(f"{path}: not an unencrypted PEM private key") from e
+        raise ConfigError(f"{piece.name}: not an unencrypted PEM private key") from e
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise ConfigError(f"{path}: neither an EC nor an RSA key")
+        raise ConfigError(f"{piece.name}: neither an EC nor an RSA key")
     return key
 
 
-def _check(ca: SigningCa, cert_path: Path, key_path: Path, now: datetime.datetime) -> None:
-    """Refuse a signing certificate that could not work, saying why."""
-    cert = ca.certificate
-    if cert.public_key() != ca.key.public_key():
-        raise ConfigError(f"{key_path} is not the key of {cert_path}: put the matching pair there")
+def _issued(child: x509.Certificate, parent: x509.Certificate) -> bool:
     try:
-        is_ca = cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        child.verify_directly_issued_by(parent)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def read_ca(
+    cert: Piece, key: Piece, roots: Piece, chain: Piece | None, now: datetime.datetime
+) -> SigningCa:
+    """Put a signing CA together from PEM, refusing what could not work; raises ConfigError.
+
+    Of several certificates in `cert` the one of the key signs. `roots` may hold more than the root
+    it leads to; of those, expired ones are left out.
+    """
+    signing_key = _key_in(key)
+    candidates = certificates_in(cert)
+    public = signing_key.public_key()
+    certificate = next((c for c in candidates if c.public_key() == public), None)
+    if certificate is None:
+        raise ConfigError(f"{key.name} is not the key of {cert.name}: put the matching pair there")
+    _check_is_ca(certificate, cert.name)
+    trusted = certificates_in(roots)
+    between: tuple[x509.Certificate, ...] = ()
+    if certificate not in trusted:
+        more = certificates_in(chain) if chain is not None and chain.data.strip() else ()
+        extra = dict.fromkeys((*candidates, *more))
+        between = (certificate, *(c for c in extra if c != certificate and c not in trusted))
+    root = _root_of(between[-1] if between else certificate, trusted, cert.name)
+    for child, parent in itertools.pairwise((*between, root)):
+        if not _issued(child, parent):
+            raise _not_issued(cert.name, child, parent)
+    for what in (*between, root):
+        if not what.not_valid_before_utc <= now <= what.not_valid_after_utc:
+            raise ConfigError(
+                f"{cert.name}: {what.subject.rfc4514_string() or 'its chain'} is valid from "
+                f"{what.not_valid_before_utc:%Y-%m-%d} to {what.not_valid_after_utc:%Y-%m-%d}"
+            )
+    alive = tuple(c for c in trusted if c == root or now <= c.not_valid_after_utc)
+    return SigningCa(certificate, signing_key, between, root, alive)
+
+
+def _check_is_ca(certificate: x509.Certificate, name: str) -> None:
+    try:
+        is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except (x509.ExtensionNotFound, ValueError):
         is_ca = False
     if not is_ca:
-        raise ConfigError(f"{cert_path} is not a CA certificate (basicConstraints CA:TRUE)")
-    for what in (*ca.chain, ca.root):
-        if not what.not_valid_before_utc <= now <= what.not_valid_after_utc:
-            raise ConfigError(
-                f"{cert_path}: {what.subject.rfc4514_string() or 'its chain'} is valid from "
-                f"{what.not_valid_before_utc:%Y-%m-%d} to {what.not_valid_after_utc:%Y-%m-%d}"
-            )
-    path = [*ca.chain, ca.root]
-    for child, parent in itertools.pairwise(path):
-        try:
-            child.verify_directly_issued_by(parent)
-        except (InvalidSignature, ValueError, TypeError) as e:
-            raise ConfigError(
-                f"{cert_path}: {child.subject.rfc4514_string()} is not issued by "
-                f"{parent.subject.rfc4514_string()}: cert-chain.pem must lead from it to the root"
-            ) from e
+        raise ConfigError(f"{name} is not a CA certificate (basicConstraints CA:TRUE)")
 
 
-def _create(data: Path, organization: str, now: datetime.datetime) -> None:
+def _root_of(
+    last: x509.Certificate, trusted: tuple[x509.Certificate, ...], name: str
+) -> x509.Certificate:
+    """Find the root that the last certificate of a chain leads to."""
+    if last in trusted:
+        return last
+    found = next((root for root in trusted if _issued(last, root)), None)
+    if found is None:
+        raise _not_issued(name, last, trusted[0])
+    return found
+
+
+def _not_issued(name: str, child: x509.Certificate, parent: x509.Certificate) -> ConfigError:
+    return ConfigError(
+        f"{name}: {child.subject.rfc4514_string()} is not issued by "
+        f"{parent.subject.rfc4514_string()}: {CERT_CHAIN} must lead to a root in {ROOT_CERT}"
+    )
+
+
+def new_root(organization: str, now: datetime.datetime) -> SigningCa:
+    """Make a self-signed root.
+
+    The subject names it apart from its predecessor: not every TLS library finds the right one of
+    two issuers of the same name.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization[:64])])
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization[:64]),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"root {now:%Y-%m-%d %H:%M:%S}"),
+        ]
+    )
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -144,10 +191,7 @@ def _create(data: Path, organization: str, now: datetime.datetime) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    # The key first: a certificate without its key would be worse than none.
-    write_atomic(data / _ROOT_KEY, key_pem(key), 0o600)
-    write_atomic(data / ROOT_CERT, pem(certificate), 0o644)
-    log.info("made a new root certificate, %s, valid 10 years", data / ROOT_CERT)
+    return SigningCa(certificate, key, (), certificate, (certificate,))
 
 
 def key_usage(ca: bool) -> x509.KeyUsage:
@@ -163,43 +207,3 @@ def key_usage(ca: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def load_or_create(data: Path, organization: str, now: datetime.datetime) -> SigningCa:
-    """Load the self-signed root of a data folder, making one the first time."""
-    cert_path, key_path = data / ROOT_CERT, data / _ROOT_KEY
-    if not key_path.exists():
-        if cert_path.exists():
-            raise ConfigError(
-                f"{key_path} is missing beside {cert_path}: restore it, or remove {cert_path} to"
-                " start a new root (every proxy must then be given the new one)"
-            )
-        _create(data, organization, now)
-    elif not cert_path.exists():
-        raise ConfigError(
-            f"{cert_path} is missing beside {key_path}: restore it, or remove {key_path} to"
-            " start a new root (every proxy must then be given the new one)"
-        )
-    (certificate, *_) = _load_certificates(cert_path)
-    ca = SigningCa(certificate, _load_key(key_path), (), certificate)
-    _check(ca, cert_path, key_path, now)
-    return ca
-
-
-def load_plugged(folder: Path, data: Path, now: datetime.datetime) -> SigningCa:
-    """Load an operator's CA: ca-cert.pem, ca-key.pem, root-cert.pem, and cert-chain.pem if need be.
-
-    The names are those of Istio's `cacerts` secret. The root is copied to the data folder, where
-    proxies are given it from.
-    """
-    cert_path, key_path = folder / "ca-cert.pem", folder / "ca-key.pem"
-    (certificate, *_) = _load_certificates(cert_path)
-    (root, *_) = _load_certificates(folder / ROOT_CERT)
-    chain_path = folder / "cert-chain.pem"
-    chain = _load_certificates(chain_path) if chain_path.exists() else []
-    between = [c for c in chain if c not in (certificate, root)]
-    path = () if certificate == root else (certificate, *between)
-    ca = SigningCa(certificate, _load_key(key_path), path, root)
-    _check(ca, cert_path, key_path, now)
-    write_atomic(data / ROOT_CERT, ca.root_pem, 0o644)
-    return ca

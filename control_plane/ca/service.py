@@ -13,9 +13,9 @@ from control_plane.authn import Caller, TokenVerifier, bearer_untrusted
 from control_plane.ca.authority import Lifetimes, sign_workload
 from control_plane.ca.authorize import Pods, authorize_untrusted
 from control_plane.ca.csr import check_csr_untrusted
-from control_plane.ca.root import SigningCa
+from control_plane.ca.current import CurrentCa
 from control_plane.metrics import Metrics
-from mesh.errors import BadInput
+from mesh.errors import BadInput, Unavailable
 from mesh.model import SpiffeId
 from mesh.pb import citadel_pb2, citadel_pb2_grpc
 
@@ -28,7 +28,7 @@ Clock = Callable[[], datetime.datetime]
 class CaConfig:
     """What the service decides by."""
 
-    ca: SigningCa
+    ca: CurrentCa
     trust_domain: str
     trusted_accounts: Collection[str]  # namespace/name of node proxies
     lifetimes: Lifetimes
@@ -73,12 +73,17 @@ class CertificateService(citadel_pb2_grpc.IstioCertificateServiceServicer):
         self._metrics.csrs.inc()
         try:
             token = bearer_untrusted(context.invocation_metadata())
-            caller = self._verifier.verify_untrusted(token, self._clock().timestamp())
+            caller = await self._verifier.prove_untrusted(token, self._clock().timestamp())
             identity = await self._authorize(caller, _impersonated(request))
+            ca = self._config.ca.ca
         except BadInput as e:
             self._metrics.ca_refused.inc()
             log.warning("certificate refused to %s: %s", context.peer(), e)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(e))
+        except Unavailable as e:
+            self._metrics.ca_unavailable.inc()
+            log.warning("certificate for %s must wait: %s", context.peer(), e)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(e))
         try:
             key = check_csr_untrusted(request.csr, identity)
         except BadInput as e:
@@ -87,7 +92,7 @@ class CertificateService(citadel_pb2_grpc.IstioCertificateServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         lifetime = self._config.lifetimes.choose(request.validity_duration)
         try:
-            chain = sign_workload(self._config.ca, key, identity, lifetime, self._clock())
+            chain = sign_workload(ca, key, identity, lifetime, self._clock())
         except ValueError as e:
             self._metrics.sign_errors.inc()
             log.error("signing for %s failed: %s", identity, e)

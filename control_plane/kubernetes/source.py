@@ -26,7 +26,9 @@ _JOIN: Final = 1.0  # seconds that a watch gets to end; its thread is a daemon
 class ObjectCache:
     """All objects by kind; written by reflectors, read by one consumer of changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, news: threading.Event | None = None) -> None:
+        """news: set with every change, for who waits on several caches."""
+        self._event = news
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._kinds: dict[str, dict[Key, tuple[int, bytes]]] = {}
@@ -73,6 +75,8 @@ class ObjectCache:
         self._pending[key] = None
         self._changed = True
         self._news.notify_all()
+        if self._event is not None:
+            self._event.set()
 
     # ---- what the engine asks (control_plane.engine.Source) ------------------------------------
 

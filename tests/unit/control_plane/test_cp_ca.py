@@ -20,7 +20,7 @@ from control_plane.authn import Caller
 from control_plane.ca.authority import Lifetimes, sign_server, sign_workload
 from control_plane.ca.authorize import authorize_untrusted
 from control_plane.ca.csr import check_csr_untrusted
-from control_plane.ca.root import load_or_create, load_plugged
+from control_plane.ca.folder import load_or_create, load_plugged
 from control_plane.registry import Registry
 from control_plane.translate.pods import MeshConfig
 from mesh.errors import BadInput, ConfigError
