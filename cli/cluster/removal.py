@@ -13,6 +13,7 @@ MODE: Final = "ambit.io/mode"  # annotation of the node agent's pods
 REDIRECTION: Final = "ambient.istio.io/redirection"
 CONDITIONS: Final = "ambit.io/"  # beginning of the types of conditions that we write
 AGENT: Final = "ambit-node-agent"
+CNI: Final = "ambit-cni"
 ROOT_CERT: Final = "istio-ca-root-cert"
 CA_SECRET: Final = "istio-ca-secret"
 LEASE: Final = "ambit-control-plane"

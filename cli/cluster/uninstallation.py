@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,9 +19,18 @@ from cli.cluster.checks import NOTE, WARN
 from cli.cluster.console import Console
 from cli.cluster.inventory import NAME, Inventory, dump
 from cli.cluster.kube import Kube
-from cli.cluster.objects import INSTALLER, MANAGED_BY, Object, Ref, helm_release, is_node_ready, ref
+from cli.cluster.objects import (
+    INSTALLER,
+    MANAGED_BY,
+    Object,
+    Ref,
+    helm_release,
+    in_order,
+    is_node_ready,
+    ref,
+)
 from cli.cluster.purge import purge
-from cli.cluster.removal import AGENT, cleaning, named, removable
+from cli.cluster.removal import AGENT, CNI, cleaning, named, removable
 from cli.cluster.settings import render
 from mesh.errors import ConfigError, MeshError
 
@@ -43,10 +52,12 @@ def uninstall(options: argparse.Namespace) -> int:
         console.line("Nothing was changed.")
         return 1
     unreachable: tuple[str, ...] = ()
+    cleaner = _cleaner(kube, chart, inventory)
+    inventory = inventory.with_objects(ref(obj) for obj in cleaner)
     if options.skip_nodes:
         console.mark(WARN, "nodes are left as they are: captured pods there have no network")
     elif next(kube.list("v1", "Node"), None) is not None:
-        unreachable = _clean_nodes(kube, chart, inventory, console, options.timeout)
+        unreachable = _clean_nodes(kube, cleaner, console, options.timeout)
     for node in unreachable:
         console.mark(WARN, f"node {node} is not ready and was not cleaned")
     _remove(kube, inventory, console)
@@ -130,13 +141,12 @@ def _announce(console: Console, inventory: Inventory, everything: bool) -> None:
 
 
 def _clean_nodes(
-    kube: Kube, chart: Chart, inventory: Inventory, console: Console, timeout: float
+    kube: Kube, cleaner: Sequence[Object], console: Console, timeout: float
 ) -> tuple[str, ...]:
     """Turn the node agents to cleaning and wait; returns the nodes that do not answer."""
-    objects = _cleaner(kube, chart, inventory)
-    for obj in objects:
+    for obj in cleaner:
         kube.apply(obj)
-    agent = ref(objects[-1])
+    agent = next(ref(obj) for obj in cleaner if obj["kind"] == "DaemonSet")
     deadline, begun = time.monotonic() + timeout, time.monotonic()
     while True:
         daemon_set = kube.get(agent)
@@ -172,12 +182,10 @@ def _cleaner(kube: Kube, chart: Chart, inventory: Inventory) -> list[Object]:
         values = chart.values(layers)
     except ConfigError:  # set for a chart that had other values
         values = chart.values(layers[-1:])
-    wanted = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet")
     return [
         obj
-        for obj in render(chart, values, []).objects
-        if obj["kind"] in wanted
-        and (obj["kind"] == "Namespace" or obj["metadata"]["name"] == AGENT)
+        for obj in in_order(render(chart, values, []).objects)
+        if obj["kind"] == "Namespace" or obj["metadata"]["name"] in (AGENT, CNI)
     ]
 
 
@@ -186,24 +194,13 @@ def _cleaner(kube: Kube, chart: Chart, inventory: Inventory) -> list[Object]:
 
 def _remove(kube: Kube, inventory: Inventory, console: Console) -> None:
     begun = time.monotonic()
-    agent = Ref("apps/v1", "DaemonSet", inventory.namespace, AGENT)
-    gone = removable({*inventory.objects, agent, *_agent_rights(inventory)})
+    gone = removable(inventory.objects)
     workloads = [of for of in gone if of.kind in ("Deployment", "DaemonSet")]
     pods = [pod for of in workloads if (obj := kube.get(of)) for pod in pods_of(kube, obj)]
     removed = sum(kube.delete(of) for of in workloads)
     _wait_gone(kube, pods, console)
     removed += sum(kube.delete(of) for of in gone if of not in workloads)
     console.done(f"removed {removed} objects", time.monotonic() - begun)
-
-
-def _agent_rights(inventory: Inventory) -> list[Ref]:
-    """What cleaning brought along when nothing else was there any more."""
-    rbac = "rbac.authorization.k8s.io/v1"
-    return [
-        Ref("v1", "ServiceAccount", inventory.namespace, AGENT),
-        Ref(rbac, "ClusterRole", "", AGENT),
-        Ref(rbac, "ClusterRoleBinding", "", AGENT),
-    ]
 
 
 def _wait_gone(kube: Kube, pods: Iterable[Object], console: Console) -> None:

@@ -142,7 +142,7 @@ def test_what_is_set_arrives(chart: Chart) -> None:
         "controlPlane.affinity.nodeAffinity.x=y",
         "controlPlane.extraArgs={--san=x}",
         "ztunnel.podAnnotations.a\\.b/c=d,ztunnel.workers=50%,ztunnel.image=i:1",
-        "nodeAgent.criSocket=/run/k3s/containerd/containerd.sock,nodeAgent.maxUnavailable=10%",
+        "nodeAgent.criSocket=/run/k3s/containerd/containerd.sock,nodeAgent.maxSurge=10%",
     ]
     objects = render(chart, sets)
     pod = find(objects, "Deployment", "ambit-control-plane")["spec"]["template"]["spec"]
@@ -160,4 +160,4 @@ def test_what_is_set_arrives(chart: Chart) -> None:
     agent = find(objects, "DaemonSet", "ambit-node-agent")["spec"]
     mounts = agent["template"]["spec"]["containers"][0]["volumeMounts"]
     assert "/run/k3s/containerd" in [m["mountPath"] for m in mounts]
-    assert agent["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == "10%"
+    assert agent["updateStrategy"]["rollingUpdate"]["maxSurge"] == "10%"
