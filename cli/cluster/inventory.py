@@ -16,6 +16,7 @@ from mesh.errors import BadInput
 
 NAME: Final = "ambit-install"
 LABEL: Final = "ambit.io/inventory"
+GONE: Final = ""  # version of an inventory whose objects are uninstalled
 
 
 @dataclass(frozen=True, slots=True)

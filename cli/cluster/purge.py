@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from cli.cluster.checks import NOTE, WARN
 from cli.cluster.console import Console
-from cli.cluster.inventory import NAME, Inventory, dump
+from cli.cluster.inventory import GONE, NAME, Inventory, dump
 from cli.cluster.kube import STRATEGIC, Kube
 from cli.cluster.objects import Object, Ref, ref
 from cli.cluster.removal import (
@@ -41,11 +42,12 @@ def purge(
         console.done(f"took our marks off {marks} pods")
     kept = _remove_definitions(kube, inventory, console, yes)
     if keep_namespace:
-        kube.apply(dump(inventory))
+        kube.apply(dump(replace(inventory, version=GONE, objects=frozenset(), crds=kept)))
         console.mark(NOTE, f"kept: namespace {namespace}, until all nodes are clean")
         return
     if kept:
-        console.mark(NOTE, f"kept: {', '.join(sorted(kept))}")
+        names = ", ".join(f"CustomResourceDefinition {name}" for name in sorted(kept))
+        console.mark(NOTE, f"kept: {names}")
     kube.delete(Ref("v1", "ConfigMap", namespace, NAME))
     _remove_namespace(kube, inventory, console)
 
@@ -80,9 +82,11 @@ def _remove_marks(kube: Kube) -> int:
 # ---- definitions -----------------------------------------------------------------------------
 
 
-def _remove_definitions(kube: Kube, inventory: Inventory, console: Console, yes: bool) -> set[str]:
-    """Remove the CRDs that came with the mesh; returns those that stay."""
-    kept = set[str]()
+def _remove_definitions(
+    kube: Kube, inventory: Inventory, console: Console, yes: bool
+) -> frozenset[str]:
+    """Remove the CRDs that came with the mesh; returns the names of those that stay."""
+    kept, removed = set[str](), 0
     for name in sorted(inventory.crds):
         crd = kube.get(Ref(_CRD, "CustomResourceDefinition", "", name))
         if crd is None:
@@ -92,16 +96,15 @@ def _remove_definitions(kube: Kube, inventory: Inventory, console: Console, yes:
             console.mark(WARN, f"CustomResourceDefinition {name} has objects: {named(left)}")
             if yes or not console.ask("Delete them with their definition?"):
                 console.line(f"    next: kubectl delete crd {name}, when they may go")
-                kept.add(f"CustomResourceDefinition {name}")
+                kept.add(name)
                 continue
-        kube.delete(ref(crd))
-    if not any(name.endswith(_GATEWAY) for text in kept for name in text.split()):
+        removed += kube.delete(ref(crd))
+    if not any(name.endswith(_GATEWAY) for name in kept):
         for of in sorted(inventory.extras):
             kube.delete(of)
-    removed = len(inventory.crds) - len(kept)
     if removed:
         console.done(f"removed {removed} resource definitions")
-    return kept
+    return frozenset(kept)
 
 
 def _objects_of(kube: Kube, crd: Object) -> Iterator[Object]:

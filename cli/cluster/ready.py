@@ -58,8 +58,9 @@ def _daemon_set(obj: Object) -> Progress:
     want = status.get("desiredNumberScheduled", 0)
     if not is_current:
         return Progress(False, 0, want)
-    updated, available = status.get("updatedNumberScheduled", 0), status.get("numberAvailable", 0)
-    have = min(updated, available)
+    # A node counts as updated when its old pod is gone, which waits for minReadySeconds of the new
+    # one; where there was no old pod nobody has to wait for that.
+    have = min(status.get("updatedNumberScheduled", 0), status.get("numberReady", 0))
     return Progress(have >= want, have, want)
 
 

@@ -17,7 +17,7 @@ from cli.cluster import look
 from cli.cluster.carry import explain_workload, pods_of
 from cli.cluster.checks import NOTE, WARN
 from cli.cluster.console import Console
-from cli.cluster.inventory import NAME, Inventory, dump
+from cli.cluster.inventory import GONE, NAME, Inventory, dump
 from cli.cluster.kube import Kube
 from cli.cluster.objects import (
     INSTALLER,
@@ -36,7 +36,6 @@ from mesh.errors import ConfigError, MeshError
 
 _TURN: Final = 0.3  # seconds between looks
 _GONE: Final = 60.0  # seconds for pods to be gone after their workload was deleted
-GONE_VERSION: Final = ""  # of an inventory whose objects are uninstalled
 
 
 def uninstall(options: argparse.Namespace) -> int:
@@ -64,7 +63,7 @@ def uninstall(options: argparse.Namespace) -> int:
     if options.purge:
         purge(kube, inventory, console, options.yes, keep_namespace=bool(unreachable))
     else:
-        kube.apply(dump(replace(inventory, version=GONE_VERSION, objects=frozenset())))
+        kube.apply(dump(replace(inventory, version=GONE, objects=frozenset())))
         kept = f"namespace {inventory.namespace}, the CA's key, CRDs and policies"
         console.mark(NOTE, f"kept: {kept}; --purge removes them")
     if unreachable:

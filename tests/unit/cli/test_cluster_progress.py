@@ -42,14 +42,14 @@ def daemon_set(observed: int = 2, **status: int) -> Object:
         (deployment(1, replicas=2, updatedReplicas=1, availableReplicas=2), False, 1, 1),
         (daemon_set(desiredNumberScheduled=2), False, 0, 2),
         (
-            daemon_set(desiredNumberScheduled=2, updatedNumberScheduled=1, numberAvailable=2),
+            daemon_set(desiredNumberScheduled=2, updatedNumberScheduled=1, numberReady=2),
             False, 1, 2,
         ),
         (
-            daemon_set(desiredNumberScheduled=2, updatedNumberScheduled=2, numberAvailable=2),
+            daemon_set(desiredNumberScheduled=2, updatedNumberScheduled=2, numberReady=2),
             True, 2, 2,
         ),
-        (daemon_set(1, desiredNumberScheduled=2, numberAvailable=2), False, 0, 2),
+        (daemon_set(1, desiredNumberScheduled=2, numberReady=2), False, 0, 2),
         ({"kind": "CustomResourceDefinition"}, False, 0, 1),
         (
             {
