@@ -29,7 +29,9 @@ from {module} import {function}
 
 sys.exit({function}())
 """
-_C: Final = {"CFLAGS": "-g0", "LDFLAGS": "-s -Wl,--build-id=none"}  # nothing of where it was built
+# Nothing of where it was built: {} are the environment's folder and the sources'.
+_CFLAGS: Final = "-g0 -ffile-prefix-map={}=/builder -ffile-prefix-map={}=/source"
+_LDFLAGS: Final = "-s -Wl,--build-id=none"
 _GO: Final = {
     "CGO_ENABLED": "0",
     "GOOS": "linux",
@@ -93,11 +95,17 @@ def _relay(tree: Path, python: Path, locks: Mapping[str, tuple[Pin, ...]]) -> Pa
     pins = (p.sha256 for group in locks.values() for p in group)
     native = [n for n in source.files() if n.endswith((".c", ".h")) and not n.startswith("bpf/")]
     names = [_COMPILE, "mesh/compiled.py", *native, *(m for m in modules if m)]
-    key = source.digest(names, compiler, sys.version, str(_C), *pins)
+    key = source.digest(names, compiler, sys.version, _CFLAGS + _LDFLAGS, *pins)
     place = cache.kind("relay") / key
     if not cache.used(place):
         say("compiling the relay with mypyc (a minute or two)")
-        said = run([tree / _COMPILE], "compiling the relay", tree, {"PYTHON": str(python)} | _C)
+        env = {
+            "PYTHON": str(python),
+            "PYTHONHASHSEED": "0",
+            "CFLAGS": _CFLAGS.format(python.parent.parent, tree),
+            "LDFLAGS": _LDFLAGS,
+        }
+        said = run([tree / _COMPILE], "compiling the relay", cwd=tree, env=env)
         made = [p for p in tree.rglob("*.so") if "build" not in p.relative_to(tree).parts]
         if not any(p.name.startswith(f"{GROUP}__mypyc") for p in made):
             raise ImageError(f"the relay was not compiled: {said.strip()}")
