@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 import urllib3
+import yaml
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
@@ -64,7 +65,7 @@ def load_configuration(
             load_incluster_config(configuration)
         else:
             load_kube_config(client_configuration=configuration)
-    except (ConfigException, OSError, ValueError, TypeError, KeyError) as e:
+    except (ConfigException, OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as e:
         where = f"--kubeconfig {kubeconfig}" if kubeconfig else "Kubernetes"
         raise ConfigError(
             f"{where}: no usable configuration ({e}); run in a pod with a service account,"

@@ -4,7 +4,7 @@ Rule 1: what was read stays until the API server has said that it is gone. A ser
 refuses or talks nonsense changes nothing.
 Rule 2: a watch goes on from the last resourceVersion seen (bookmarks keep it young). When the
 server has forgotten it (410), everything is listed again and the difference, deletions included,
-is exactly what happened meanwhile.
+is exactly what happened meanwhile. So it is when a watch fails twice at the same place.
 Rule 3: a kind that is not served (its CRD is not installed) is none of the mesh's business until
 it is. One that was served and is not any more is believed gone only after three looks: API servers
 that start answer 404 for a moment, and a lost CRD takes policies with it.
@@ -96,6 +96,7 @@ class Reflector:
         self._backoff = Backoff(FIRST, MOST, rand)
         self._version = "" if kind.optional else kind.versions[0]
         self._resource_version = ""
+        self._failed_at = ""  # the resourceVersion at which a watch sent an error
         self._watched = False
         self._stop = threading.Event()
         self._stream: Stream | None = None
@@ -332,7 +333,10 @@ class Reflector:
         if what == "ERROR":
             status = int(obj.get("code") or 500)
             reason, message = str(obj.get("reason") or ""), str(obj.get("message") or "")
-            if status == 410 or reason in ("Expired", "Gone"):
+            # The same error twice at the same place would come for ever.
+            stuck = self._failed_at == self._resource_version
+            self._failed_at = self._resource_version
+            if stuck or status == 410 or reason in ("Expired", "Gone"):
                 raise _Gone
             raise ApiError(status, reason, message)
         if what != "BOOKMARK":
