@@ -10,7 +10,7 @@ setup:           ## install what is needed; leaves .venv/bin/ambit
 
 gen:             ## regenerate mesh/pb from its .proto files
 	$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mesh/pb/*.proto
-	$(PY) -m grpc_tools.protoc -I. --grpc_python_out=. mesh/pb/citadel.proto
+	$(PY) -m grpc_tools.protoc -I. --grpc_python_out=. mesh/pb/citadel.proto mesh/pb/cri.proto
 
 fmt:             ## format
 	$(PY) -m ruff format .

@@ -65,13 +65,13 @@ class Datapath:
         self._lookup = libbpf.obj_get(pins.build(sources.digest()) / _SK_LOOKUP.name)
 
     @classmethod
-    def open(cls, pins: Path, cgroup: Path, proxy_cgroup: Path) -> Datapath:
+    def open(cls, pins: Path, cgroup: Path, proxy_cgroup: Path | None) -> Datapath:
         """Load and attach, or take over what is pinned.
 
         `pins` is a folder of a bpf filesystem (mounted when absent). `cgroup` is the node's
         cgroup2 folder above pods, agent and proxy. Connections made by tasks in `proxy_cgroup`
-        are never captured, and only they may set SO_REAL_SOURCE.
-        Raises Unsupported naming the hook, the cause and the way out.
+        are never captured, and only they may set SO_REAL_SOURCE. None: those that `exempt` names,
+        and has named before. Raises Unsupported naming the hook, the cause and the way out.
         """
         p = Pins(pins)
         p.make()
@@ -79,7 +79,7 @@ class Datapath:
             return cls._open(p, cgroup, proxy_cgroup)
 
     @classmethod
-    def _open(cls, p: Pins, cgroup: Path, proxy_cgroup: Path) -> Datapath:
+    def _open(cls, p: Pins, cgroup: Path, proxy_cgroup: Path | None) -> Datapath:
         maps, build = p.maps(sources.layout_digest()), p.build(sources.digest())
         meta = _read_meta(maps) if (build / _SK_LOOKUP.name).exists() else None
         if meta is None or meta.get("build") != sources.digest() or loader.disabled():
@@ -97,13 +97,26 @@ class Datapath:
             Pins(old).remove()
         return datapath
 
+    def exempt(self, cgroup_id: int) -> None:
+        """Take a cgroup for a proxy's; the last MAX_PROXIES named count. Its id: st_ino."""
+        known = [i for i in self._proxies() if i != cgroup_id]
+        room = self._config.fields["proxy_cgroup"][2]
+        self._set_proxies((cgroup_id, *known)[:room])
+
+    def _proxies(self) -> tuple[int, ...]:
+        raw = self._map["config"].get(_INDEX0)
+        return tuple(i for i in self._config.ints(raw, "proxy_cgroup") if i) if raw else ()
+
+    def _set_proxies(self, ids: tuple[int, ...]) -> None:
+        raw = self._config.pack(proxy_cgroup=ids)
+        if self._map["config"].get(_INDEX0) != raw:
+            self._map["config"].set(_INDEX0, raw)
+
     def _follow_proxy(self) -> None:
-        """Tell the hooks the proxy's cgroup; one that is made again has another id."""
+        """Tell the hooks the one proxy's cgroup; one that is made again has another id."""
         with contextlib.suppress(FileNotFoundError):
             if self._proxy_cgroup:
-                raw = self._config.pack(proxy_cgroup=self._proxy_cgroup.stat().st_ino)
-                if self._map["config"].get(_INDEX0) != raw:
-                    self._map["config"].set(_INDEX0, raw)
+                self._set_proxies((self._proxy_cgroup.stat().st_ino,))
 
     @classmethod
     def peek(cls, pins: Path) -> Datapath:
@@ -186,6 +199,17 @@ class Datapath:
                 if raw is not None:
                     self._write(decode(layout, raw))
             source.close()
+            if not self._proxies():
+                self._adopt_proxies(old, Layout(**meta["layouts"]["config"]))
+
+    def _adopt_proxies(self, maps: Path, layout: Layout) -> None:
+        """A proxy that runs stays exempt while the agent is replaced."""
+        with contextlib.suppress(OSError):
+            source = Map.pinned(maps / "config")
+            raw = source.get(_INDEX0)
+            source.close()
+            if raw:
+                self._set_proxies(tuple(i for i in layout.ints(raw, "proxy_cgroup") if i))
 
     def _write(self, pod: PodCapture) -> None:
         raw = encode(self._pod, pod)

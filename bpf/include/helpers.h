@@ -70,7 +70,13 @@ static __always_inline int is_loopback(const struct ip *x)
 
 static __always_inline int in_proxy(void)
 {
-	int zero = 0;
+	int zero = 0, found = 0, i;
 	struct config *c = config.lookup(&zero);
-	return c && c->proxy_cgroup && bpf_get_current_cgroup_id() == c->proxy_cgroup;
+	u64 id = bpf_get_current_cgroup_id();
+	if (!c || !id)
+		return 0;
+#pragma unroll
+	for (i = 0; i < MAX_PROXIES; i++)
+		found |= c->proxy_cgroup[i] == id;
+	return found;
 }

@@ -15,6 +15,9 @@
 #ifndef MAX_NODE_ADDRESSES
 #define MAX_NODE_ADDRESSES 8 /* four of each family, as a rule */
 #endif
+#ifndef MAX_PROXIES
+#define MAX_PROXIES 8 /* two during an upgrade; those before them give way, oldest first */
+#endif
 #define UID_SIZE 48
 #define META_SIZE 16384
 
@@ -63,7 +66,7 @@ struct flow {
 };
 
 struct config {
-	u64 proxy_cgroup; /* bpf_get_current_cgroup_id() of relay workers */
+	u64 proxy_cgroup[MAX_PROXIES]; /* bpf_get_current_cgroup_id() of relay workers; zero: unused */
 };
 
 struct meta {

@@ -197,6 +197,37 @@ def test_a_proxy_cgroup_made_again_is_followed(rig: Rig, datapath: Datapath) -> 
     assert datapath.pod_counters("uid-a") == before
 
 
+def test_proxies_that_are_named_are_exempt(fresh: Rig) -> None:
+    """Two at once, as in an upgrade; they stay so for the next agent, the oldest give way."""
+    rig = fresh
+    datapath = Datapath.open(rig.pins, rig.cgroup, None)
+    rig.a.capture(datapath, rig.a.inbound())
+    second = rig.cgroup / "proxy2"
+    second.mkdir()
+
+    def is_exempt(cgroup: Path) -> bool:
+        before = datapath.pod_counters("uid-a")
+        with pytest.raises(ConnectionRefusedError):
+            fork(cgroup, rig.a.netns, lambda: connect((WORLD4, 4))).result()
+        return datapath.pod_counters("uid-a") == before
+
+    assert not is_exempt(rig.proxy_cgroup)
+    datapath.exempt(rig.proxy_cgroup.stat().st_ino)
+    datapath.exempt(second.stat().st_ino)
+    assert is_exempt(rig.proxy_cgroup)
+    datapath.close()
+    datapath = Datapath.open(rig.pins, rig.cgroup, None)
+    datapath.collect()
+    assert is_exempt(rig.proxy_cgroup)
+    assert is_exempt(second)
+    for other in range(1_000_001, 1_000_008):
+        datapath.exempt(other)
+    assert not is_exempt(rig.proxy_cgroup)
+    assert is_exempt(second)
+    datapath.close()
+    second.rmdir()
+
+
 def test_hooks_move_to_the_cgroup_asked_for(fresh: Rig) -> None:
     """Opened for another cgroup, the same pins let go of the first one."""
     rig = fresh
