@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from cryptography import x509
@@ -34,7 +34,7 @@ class SigningCa:
     """
 
     certificate: x509.Certificate
-    key: SigningKey
+    key: SigningKey = field(compare=False, repr=False)  # the certificate's, and nobody else's
     chain: tuple[x509.Certificate, ...]
     root: x509.Certificate
     roots: tuple[x509.Certificate, ...]

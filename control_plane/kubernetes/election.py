@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import random
 import threading
 import time
@@ -44,7 +45,7 @@ class Election:
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
-        self.leads_until = 0.0  # by the caller's clock
+        self.leads_until = -math.inf  # by the caller's clock
         self._seen: object = None
         self._seen_at = 0.0
 
@@ -63,7 +64,7 @@ class Election:
         if mark != self._seen:
             self._seen, self._seen_at = mark, now
         if holder not in ("", self.identity):
-            self.leads_until = 0.0
+            self.leads_until = -math.inf
             duration = old.get("leaseDurationSeconds")
             wait = float(duration) if isinstance(duration, int) and duration > 0 else DURATION
             if now - self._seen_at < wait:
@@ -87,7 +88,7 @@ class Election:
 
     def lost(self) -> None:
         """Somebody else was faster."""
-        self.leads_until = 0.0
+        self.leads_until = -math.inf
 
 
 class LeaderElection:

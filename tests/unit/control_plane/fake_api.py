@@ -255,11 +255,12 @@ class FakeApi:
             _send(handler, e.status, status)
 
     def _check(self, parsed: Parsed, method: str) -> None:
-        if parsed.plural == "tokenreviews":
+        if parsed.plural == "tokenreviews" and parsed.plural not in self.forbidden:
             return
-        if parsed.plural and parsed.key not in self.served:
+        if parsed.plural and parsed.key not in self.served and parsed.plural not in self.forbidden:
             raise Refusal(404, "NotFound", "404 page not found")
-        if parsed.plural and parsed.version not in self.served[parsed.key][1]:
+        versions = self.served.get(parsed.key, ("", (parsed.version,)))[1]
+        if parsed.plural and parsed.version not in versions:
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         verb = f"{method} {parsed.plural}{'/' + parsed.sub if parsed.sub else ''}"
         if parsed.plural in self.forbidden or verb in self.forbidden:
