@@ -1,0 +1,127 @@
+"""Names, addresses and folders of a cluster. Pure.
+
+Every cluster has its own namespaces, so all have the same addresses:
+
+    <name>-cp    10.88.0.1    fd00:10:88::1     etcd, API server, controllers, CoreDNS; the bridge
+    <name>-n1    10.88.0.11   fd00:10:88::11    pods 10.89.1.0/24, fd00:10:89:1::/64
+    <name>-n2    10.88.0.12   fd00:10:88::12    pods 10.89.2.0/24, fd00:10:89:2::/64
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.k8s.cluster.errors import ClusterError
+
+NODES: Final = ("n1", "n2")
+CP_V4: Final = "10.88.0.1"
+CP_V6: Final = "fd00:10:88::1"
+NODE_PREFIX_V4: Final = "10.88.0.0/24"
+POD_CIDRS: Final = "10.89.0.0/16,fd00:10:89::/48"
+SERVICE_CIDRS: Final = "10.96.0.0/16,fd00:10:96::/112"
+KUBERNETES_VIP: Final = "10.96.0.1"
+DNS_VIP: Final = "10.96.0.10"
+DOMAIN: Final = "cluster.local"
+API_PORT: Final = 6443
+ETCD_PORT: Final = 2379
+TRUST: Final = "/etc/kubernetes"
+CGROUP2: Final = Path("/sys/fs/cgroup/unified")
+CGROUP: Final = Path("/sys/fs/cgroup")
+V1: Final = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
+
+
+def cache() -> Path:
+    """Where binaries and images are kept between runs."""
+    return Path(os.environ.get("AMBIT_CACHE") or Path.home() / ".cache" / "ambit") / "k8s"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLayout:
+    """One node."""
+
+    cluster: str
+    name: str
+    number: int
+    root: Path
+
+    @property
+    def netns(self) -> str:
+        return f"{self.cluster}-{self.name}"
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        return f"10.88.0.{10 + self.number}", f"fd00:10:88::{10 + self.number}"
+
+    @property
+    def pod_cidrs(self) -> tuple[str, str]:
+        return f"10.89.{self.number}.0/24", f"fd00:10:89:{self.number}::/64"
+
+    @property
+    def disk(self) -> Path:
+        """What a reboot keeps."""
+        return self.root / "disk"
+
+    @property
+    def cgroup(self) -> Path:
+        """Its cgroup2 root: every process of the node is below it."""
+        return cgroup2_root() / f"{self.cluster}-{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A whole cluster."""
+
+    name: str
+    root: Path
+
+    @classmethod
+    def of(cls, name: str) -> Layout:
+        """The layout of a cluster; raises ClusterError for a name that cannot be one."""
+        if not re.fullmatch(r"[a-z][a-z0-9]{0,7}", name):
+            raise ClusterError(f"--name {name}: 1 to 8 lower-case letters and digits are needed")
+        base = Path(os.environ.get("AMBIT_CLUSTERS", "/var/tmp/ambit-k8s"))
+        return cls(name, base / name)
+
+    @property
+    def cp_netns(self) -> str:
+        return f"{self.name}-cp"
+
+    @property
+    def pki(self) -> Path:
+        return self.root / "pki"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.pki / "admin.kubeconfig"
+
+    @property
+    def nodes(self) -> tuple[NodeLayout, ...]:
+        return tuple(
+            NodeLayout(self.name, n, i, self.root / n) for i, n in enumerate(NODES, start=1)
+        )
+
+    @property
+    def cp_cgroup(self) -> Path:
+        return cgroup2_root() / f"{self.name}-cp"
+
+    @property
+    def server(self) -> str:
+        return f"https://{CP_V4}:{API_PORT}"
+
+
+def is_hybrid() -> bool:
+    """Say whether cgroup2 is mounted beside the old hierarchies, which have the controllers."""
+    return (CGROUP2 / "cgroup.procs").exists()
+
+
+def cgroup2_root() -> Path:
+    """Where cgroup2 is mounted."""
+    return CGROUP2 if is_hybrid() else CGROUP
