@@ -11,7 +11,9 @@ from mesh.errors import ConfigError
 
 Values = dict[str, Any]
 
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
+_INTEGER = re.compile(r"[+-]\d{1,19}|0|[1-9]\d{0,18}")  # 007 stays text
+_ITEM = re.compile(r"((?:\\.|[^\\,])*)(,|$)", re.S)
+_INT64: Final = range(-(2**63), 2**63)
 _WORDS: Final = {"true": True, "false": False, "null": None}
 _MAX_INDEX: Final = 1000
 _KEY = re.compile(r"((?:\\.|[^\\.,=\[\]])+)((?:\[\d{1,4}\])*)(\.|=|$)")
@@ -86,12 +88,25 @@ def _value(text: str, rest: str, as_text: bool) -> tuple[Any, str]:
         match = re.match(r"\{((?:\\.|[^\\}])*)\}(,|$)", rest, re.S)
         if match is None:
             raise _error(text, "the list is never closed by }")
-        parts = re.findall(r"(?:\\.|[^\\,])+", match[1], re.S)
+        # As with Helm, {} is a list of one empty text: only -f can give an empty list.
+        parts = _items(match[1])
         return [_typed(_unescape(p), as_text) for p in parts], rest[match.end() :]
     match = re.match(r"((?:\\.|[^\\,])*)(,|$)", rest, re.S)
     if match is None:
         raise _error(text, "it ends in a backslash")
     return _typed(_unescape(match[1]), as_text), rest[match.end() :]
+
+
+def _items(text: str) -> list[str]:
+    """Cut at commas, but not at escaped ones; every backslash in `text` has its character."""
+    parts, at = [], 0
+    while True:
+        match = _ITEM.match(text, at)
+        assert match is not None
+        parts.append(match[1])
+        if not match[2]:
+            return parts
+        at = match.end()
 
 
 def _unescape(text: str) -> str:
@@ -101,9 +116,9 @@ def _unescape(text: str) -> str:
 def _typed(text: str, as_text: bool) -> Any:
     if as_text:
         return text
-    if text in _WORDS:
-        return _WORDS[text]
-    return int(text) if _INTEGER.fullmatch(text) and text != "-0" else text
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    return int(text) if _INTEGER.fullmatch(text) and int(text) in _INT64 else text
 
 
 def _put(root: Values, path: list[str | int], value: Any, text: str) -> None:
@@ -120,7 +135,9 @@ def _put(root: Values, path: list[str | int], value: Any, text: str) -> None:
             node[step] = value
             return
         wanted = list if isinstance(following, int) else dict
-        if not isinstance(below, wanted):
+        if below is None:
             below = wanted()
             node[step] = below
+        if not isinstance(below, wanted):
+            raise _error(text, f"{step} is set to something else already")
         node = below

@@ -31,7 +31,7 @@ SETS = (
     "hub=registry.example/ambit/,tag=v9,imagePullPolicy=Always,imagePullSecrets[0].name=a",
     "trustDomain=example.org,clusterId=c-1,clusterDomain=cluster.example,network=n1",
     "logLevel=debug,logFormat=json",
-    "controlPlane.replicas=1",
+    "controlPlane.replicas=2",
     "controlPlane.replicas=5,controlPlane.defaultCertTtl=90m,controlPlane.image=a/b@sha256:1",
     "controlPlane.resources.limits.memory=null,controlPlane.resources.requests.cpu=2",
     "controlPlane.affinity.nodeAffinity.x[0].y=z",
@@ -40,7 +40,7 @@ SETS = (
     "controlPlane.extraEnv[0].name=A,controlPlane.extraEnv[0].value=x: \\{y\\}",
     r"ztunnel.podAnnotations.a\.b/c=yes\, no,ztunnel.podLabels.v=x",
     "ztunnel.workers=4,ztunnel.terminationGracePeriodSeconds=7200",
-    "ztunnel.workers=50%,ztunnel.nodeSelector.disk=ssd,ztunnel.tolerations={}",
+    "ztunnel.workers=50%,ztunnel.nodeSelector.disk=ssd,ztunnel.tolerations[0].key=x",
     "nodeAgent.cleanup=true",
     "nodeAgent.privileged=true,nodeAgent.redirect=nftables,nodeAgent.maxSurge=10%",
     "nodeAgent.criSocket=/run/k3s/containerd/containerd.sock,nodeAgent.cniBinDir=/a/b",
@@ -107,6 +107,39 @@ def test_all_values_together_render_as_with_helm(helm: Path, chart: Chart) -> No
     """Later settings of a value win in both."""
     expected = by_helm(helm, "minimal", SETS, [GATEWAY_CLASS])
     assert in_any_order(by_us(chart, "minimal", SETS, [GATEWAY_CLASS])) == in_any_order(expected)
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chart that says what its values are."""
+    folder = tmp_path_factory.mktemp("mirror")
+    (folder / "templates").mkdir()
+    (folder / "Chart.yaml").write_text("{apiVersion: v2, name: mirror, version: 0.1.0}")
+    (folder / "values.yaml").write_text("{}")
+    (folder / "templates" / "a.yaml").write_text("values:\n  {{- toYaml .Values | nindent 2 }}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=1,b=0,c=-3,d=+5,e=-0,f=007,g=00,h=-007",
+        "a=1.5,b=1e3,c=0x10,d=9223372036854775807,e=9223372036854775808",
+        "a=true,b=TRUE,c=False,d=yes,e=,f=x=y,g= x ",
+        "a={},b={,},c={x,},d={ x , y },e={1,true,x}",
+        r"a={x\,y,a\}b},b=b\,c,c=\{x\},d=\n,e=x}",
+        r"a.b\.c/d=1,a b=2",
+        "a[0].k=v,a[0].w=u,b[1]=x,c[0][1]=y,d=[x],e=x[0]",
+        "a=x,",
+    ],
+)
+def test_set_is_read_as_helm_reads_it(helm: Path, mirror: Path, text: str) -> None:
+    """Types, lists, escapes, spaces."""
+    done = subprocess.run(
+        [str(helm), "template", "a", str(mirror), "--set", text],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert parse_set([text], {}) == yaml.safe_load(done.stdout)["values"]
 
 
 @pytest.mark.parametrize(

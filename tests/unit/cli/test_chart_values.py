@@ -48,7 +48,10 @@ def test_a_map_is_not_replaced_by_something_else() -> None:
         (r"a=b\,c,d=e", {"a": "b,c", "d": "e"}),
         (r"a.b\.c/d=1", {"a": {"b.c/d": 1}}),
         ("a={x,2,true}", {"a": ["x", 2, True]}),
-        ("a={}", {"a": []}),
+        ("a={},b={,}", {"a": [""], "b": ["", ""]}),
+        (r"a={x\,y,z}", {"a": ["x,y", "z"]}),
+        ("a=+5,b=-0,c=-007,d=TRUE,e=Null", {"a": 5, "b": 0, "c": -7, "d": True, "e": None}),
+        ("a=9223372036854775808,b=yes", {"a": "9223372036854775808", "b": "yes"}),
         ("a[0].k=v,a[0].w=u,a[1].k=z", {"a": [{"k": "v", "w": "u"}, {"k": "z"}]}),
         ("a=x=y", {"a": "x=y"}),
     ],
@@ -66,7 +69,7 @@ def test_set_strings_stay_strings_and_the_base_stays_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a", "=1", "a.=1", "a..b=1", "a={x", "a[x]=1", "a[9999]=1", "a\\"]
+    "text", ["a", "=1", "a.=1", "a..b=1", "a={x", "a[x]=1", "a[9999]=1", "a\\", "a=1,a.b=2"]
 )
 def test_a_set_that_cannot_be_read_is_quoted(text: str) -> None:
     """The message says how to write it."""
