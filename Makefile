@@ -1,6 +1,6 @@
 # The one list of verbs, for people and for CI.
 PY := .venv/bin/python
-.PHONY: help setup gen fmt lint type test test-unit test-root demo bench images images-lock clean
+.PHONY: cluster cluster-down test-k8s help setup gen fmt lint type test test-unit test-root demo bench images images-lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -24,13 +24,26 @@ lint: setup      ## ruff, mypy strict, import-linter
 	$(PY) scripts/check_sizes.py
 
 test-unit: setup ## everything that needs no root
-	$(PY) -m pytest tests -m "not root" -q -n 2
+	$(PY) -m pytest tests -m "not root and not k8s" -q -n 2
 
 test-root: setup ## everything in namespaces, with root
-	$(PY) -m pytest tests -m root -q -n 2 --dist loadfile
+	$(PY) -m pytest tests -m "root and not k8s" -q -n 2 --dist loadfile
 
 test: setup      ## lint, unit and root tests
 	$(MAKE) --no-print-directory lint test-unit test-root
+
+cluster: setup   ## a real two-node Kubernetes cluster to try things in (make cluster-down)
+	@scripts/setup-k8s.sh
+	@$(PY) -m tests.k8s.cluster build
+	@$(PY) -m tests.k8s.cluster up
+
+cluster-down:    ## remove it
+	@$(PY) -m tests.k8s.cluster down
+
+test-k8s: setup  ## everything against real Kubernetes, with root
+	@scripts/setup-k8s.sh
+	@$(PY) -m tests.k8s.cluster build
+	$(PY) -m pytest tests/k8s -m k8s -q
 
 demo: setup      ## a mesh you can watch work (KEEP=1 leaves it up)
 	@.venv/bin/ambit demo $(if $(KEEP),--keep)

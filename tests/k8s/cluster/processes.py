@@ -125,7 +125,10 @@ def run(
 ) -> str:
     """Run to the end; raises ClusterError with what it said."""
     words = place.wrap(command) if place else list(command)
-    done = subprocess.run(words, input=data, capture_output=True, timeout=timeout, check=False)
+    try:
+        done = subprocess.run(words, input=data, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{' '.join(command)[:200]}: not done in {timeout:g} s") from error
     if done.returncode:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()
         raise ClusterError(f"{' '.join(command)[:200]}: {said[-600:] or done.returncode}")
