@@ -7,7 +7,6 @@ and removed after the last ended:
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
 import json
 import logging
@@ -23,12 +22,11 @@ from mesh.errors import BadInput
 from mesh.inotify import Inotify
 from mesh.ports import ANNOTATION_REDIRECTION
 from mesh.store import FolderStore
-from node_agent.source import ENABLED, DesiredPod, PodStatus
+from node_agent.source import CONDITION, DesiredPod, PodStatus, condition
 
 log = logging.getLogger(__name__)
 
 MANAGER: Final = "node-agent"
-CONDITION: Final = "ambit.io/Captured"
 MAX_FILE: Final = 64 * 1024
 MAX_ADDRESSES: Final = 16
 MAX_PROBE_PORTS: Final = 64
@@ -85,9 +83,14 @@ class FolderSource:
             return
         patch: dict[str, Any] | None = None
         if status is not None:
+            conditions = (current.get("status") or {}).get("conditions") or []
+            old: dict[str, Any] = next((c for c in conditions if c.get("type") == CONDITION), {})
+            written = condition(
+                status, str(old.get("status") or ""), str(old.get("lastTransitionTime") or "")
+            )
             patch = {
                 "metadata": {"annotations": {ANNOTATION_REDIRECTION: status.redirection}},
-                "status": {"conditions": [_condition(status, current)]},
+                "status": {"conditions": [written]},
             }
         self._store.patch("Pod", pod.namespace, pod.name, MANAGER, patch)
 
@@ -151,21 +154,6 @@ class FolderSource:
         """Give the pod's object, unless the name is another pod's by now."""
         obj = self._store.get("Pod", pod.namespace, pod.name)
         return obj if obj and obj["metadata"].get("uid") == pod.uid else None
-
-
-def _condition(status: PodStatus, current: dict[str, Any]) -> dict[str, str]:
-    value = "True" if status.redirection == ENABLED else "False"
-    conditions = (current.get("status") or {}).get("conditions") or []
-    old: dict[str, Any] = next((c for c in conditions if c.get("type") == CONDITION), {})
-    since = old.get("lastTransitionTime") if old.get("status") == value else None
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "type": CONDITION,
-        "status": value,
-        "reason": status.reason,
-        "message": status.message,
-        "lastTransitionTime": since or now,
-    }
 
 
 def _text(raw: dict[str, Any], key: str, pattern: re.Pattern[str]) -> str:

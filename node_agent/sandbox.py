@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,16 +87,56 @@ def inside(netns: int) -> Iterator[None]:
 
 def open_netns(pod: DesiredPod) -> int:
     """Open a pod's namespace; StepError unless it is one and holds all of the pod's addresses."""
+    if pod.problem:
+        raise StepError("SandboxUnknown", pod.problem)
+    fd = open_namespace(pod.netns)
     try:
-        fd = os.open(pod.netns, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StepError("NetnsGone", f"netns {pod.netns}: {error.strerror}") from error
-    try:
-        _check(pod, fd)
+        check_addresses(fd, pod.netns, pod.addresses)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def open_namespace(path: str) -> int:
+    """Open a network namespace that is not the node's own; StepError says what else it is."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StepError("NetnsGone", f"netns {path}: {error.strerror}") from error
+    try:
+        check_namespace(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def check_namespace(fd: int, path: str) -> None:
+    """Raise StepError unless a descriptor is a network namespace, and not the node's own."""
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != _CLONE_NEWNET:
+        # A path whose bind mount is gone is an ordinary empty file.
+        raise StepError("NetnsGone", f"{path} is not a network namespace")
+    if os.fstat(fd).st_ino == Path("/proc/self/ns/net").stat().st_ino:
+        raise StepError("WrongNetns", f"{path} is the node's own network namespace")
+
+
+def check_addresses(fd: int, path: str, addresses: Sequence[str]) -> None:
+    """Raise StepError unless a namespace holds all of these addresses."""
+    with inside(fd):
+        held = rtnl.addresses()
+    missing = [address for address in addresses if address not in held]
+    if missing or not addresses:
+        others = sorted(a for a in held if a not in ("127.0.0.1", "::1"))
+        raise StepError(
+            "WrongNetns",
+            f"netns {path} does not hold {', '.join(missing) or 'any known address'} of this "
+            f"pod (it holds {', '.join(others) or 'none'}): it may be another pod's",
+        )
 
 
 def same_netns(pod: DesiredPod, netns: int) -> bool:
@@ -134,28 +174,6 @@ def listen(netns: int) -> dict[int, int]:
             ) from error
         raise
     return opened
-
-
-def _check(pod: DesiredPod, fd: int) -> None:
-    try:
-        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
-    except OSError:
-        kind = 0
-    if kind != _CLONE_NEWNET:
-        # A path whose bind mount is gone is an ordinary empty file.
-        raise StepError("NetnsGone", f"{pod.netns} is not a network namespace")
-    if os.fstat(fd).st_ino == Path("/proc/self/ns/net").stat().st_ino:
-        raise StepError("WrongNetns", f"{pod.netns} is the node's own network namespace")
-    with inside(fd):
-        held = rtnl.addresses()
-    missing = [address for address in pod.addresses if address not in held]
-    if missing or not pod.addresses:
-        others = sorted(a for a in held if a not in ("127.0.0.1", "::1"))
-        raise StepError(
-            "WrongNetns",
-            f"netns {pod.netns} does not hold {', '.join(missing) or 'any known address'} of this "
-            f"pod (it holds {', '.join(others) or 'none'}): it may be another pod's",
-        )
 
 
 def _dual_listener(port: int) -> int:

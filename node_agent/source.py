@@ -1,26 +1,30 @@
 """What the agent knows of pods and what it says about them; where from is someone else's file.
 
-The lab's implementation is node_agent/folder_source.py. A cluster's would list and watch the API
-server and ask the container runtime; the agent sees no difference.
+The lab's implementation is node_agent/folder_source.py. A cluster's, node_agent/kubernetes_source.py,
+lists and watches the API server and asks the container runtime; the agent sees no difference.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 ENABLED: Final = "enabled"
 PENDING: Final = "pending"
+CONDITION: Final = "ambit.io/Captured"
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredPod:
     """A pod of this node that has a sandbox, and what is wanted of it.
 
-    addresses: canonical text, every family; netns and cgroup: paths on this machine.
+    addresses: canonical text, every family; netns and cgroup: paths on this machine. cgroup "":
+    where its processes are does not matter, as the hooks are at the root of all cgroups.
     wants: capture it (None: nobody says, leave it as it is). marked: what its redirection
-    annotation says now ("" none), as left by this or an earlier agent.
+    annotation says now ("" none), as left by this or an earlier agent. problem: why its namespace
+    cannot be found, where it should be known.
     """
 
     uid: str
@@ -33,6 +37,7 @@ class DesiredPod:
     probe_ports: tuple[int, ...]
     wants: bool | None
     marked: str = ""
+    problem: str = ""
 
     @property
     def title(self) -> str:
@@ -66,3 +71,16 @@ class PodSource(Protocol):
 
     def close(self) -> None:
         """Stop calling."""
+
+
+def condition(status: PodStatus, was: str, since: str) -> dict[str, str]:
+    """Give the condition of a Pod's status. `was`: its value now, "" none; `since`: since when."""
+    value = "True" if status.redirection == ENABLED else "False"
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "type": CONDITION,
+        "status": value,
+        "reason": status.reason,
+        "message": status.message,
+        "lastTransitionTime": since if since and was == value else now,
+    }

@@ -19,7 +19,7 @@ from typing import Any
 
 from mesh.ports import ANNOTATION_REDIRECTION, LABEL_DATAPLANE_MODE
 from mesh.store import FolderStore
-from node_agent.folder_source import CONDITION
+from node_agent.source import CONDITION
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mesh.errors import BadInput
 from mesh.store import FolderStore
-from node_agent.folder_source import CONDITION, FolderSource, decode_pod_untrusted
-from node_agent.source import ENABLED, PENDING, PodStatus
+from node_agent.folder_source import FolderSource, decode_pod_untrusted
+from node_agent.source import CONDITION, ENABLED, PENDING, PodStatus
 
 UID = "3f1b0d6e-0000-4000-8000-000000000001"
 FILE: dict[str, Any] = {
