@@ -71,7 +71,6 @@ class Engine:
         while True:
             try:
                 await self.refresh()
-                self.synced = True
                 while not await asyncio.to_thread(self._source.watch, _WATCH):
                     pass
                 seen = time.monotonic()
@@ -101,6 +100,7 @@ class Engine:
             for type_url, resources in snapshot.resources.items():
                 self._metrics.resources.labels(short_type(type_url)).set(len(resources))
             self._hub.publish(snapshot, seen)
+            self.synced = True
             now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             conditions = dict(self.registry.conditions)
             written = await asyncio.to_thread(self._status.write, changed, gone, conditions, now)

@@ -103,6 +103,15 @@ class Metrics:
         self.sign_errors = Counter(
             "citadel_server_csr_sign_err_count", "Requests that failed while signing.", [], r
         )
+        self.root_expiry = Gauge(
+            "citadel_server_root_cert_expiry_timestamp",
+            "Unix time at which the root certificate expires.",
+            registry=r,
+        )
+        self._cluster(r)
+
+    def _cluster(self, r: CollectorRegistry) -> None:
+        """What there is to count where objects come from an API server."""
         self.leader = Gauge(
             "ambit_leader", "1 where this replica writes statuses and ConfigMaps.", registry=r
         )
@@ -127,9 +136,4 @@ class Metrics:
             "Tokens checked: ok, refused, cached, unavailable.",
             ["result"],
             r,
-        )
-        self.root_expiry = Gauge(
-            "citadel_server_root_cert_expiry_timestamp",
-            "Unix time at which the root certificate expires.",
-            registry=r,
         )
