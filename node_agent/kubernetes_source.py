@@ -4,8 +4,8 @@ All of it is put together on the loop's thread, in pods(). The threads that watc
 ask the runtime only leave what they found and say that there is something.
 
 A pod whose sandbox is being made is known from the plugin before its object says anything of an
-address, and perhaps before the watch has shown it: it then stands on the object that was fetched for
-the plugin's request, until the watch has caught up.
+address, and perhaps before the watch has shown it: it then stands on the object that was fetched
+for the plugin's request, until the watch has caught up.
 """
 
 from __future__ import annotations
@@ -64,11 +64,19 @@ class KubernetesSource:
 
     async def synced(self) -> None:
         """Return when everything is known: objects listed, and the sandboxes they need found."""
-        while not self._cache.synced:
-            await asyncio.sleep(_SYNC_TURN)
-        self.pods()
-        while self._runtime.answered < self._wish:
-            await asyncio.sleep(_SYNC_TURN)
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        self._changed = tell
+        while not self._cache.synced or not self._wish or self._runtime.answered < self._wish:
+            if self._cache.synced:
+                self.pods()
+            # Not every step on the way is news: look now and then.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), _SYNC_TURN)
+            news.clear()
 
     # ---- PodSource -----------------------------------------------------------------------------
 

@@ -65,6 +65,29 @@ class Metrics:
         self.ztunnel_connected = Gauge(
             "ztunnel_connected", "Proxies connected over ZDS", registry=registry
         )
+        self.watches = Counter(
+            "ambit_kube_watches",
+            "Watches of the API server opened again, and listed again from the start",
+            ["kind", "what"],
+            registry=registry,
+        )
+        self.cni_requests = Counter(
+            "ambit_cni_requests",
+            "Requests of the CNI plugin, by command and what came of it",
+            ["command", "outcome"],
+            registry=registry,
+        )
+        self.cni_duration = Histogram(
+            "ambit_cni_add_duration_seconds",
+            "How long a pod's start waited for its capture",
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self.cni_installed = Gauge(
+            "ambit_cni_installed",
+            "1 while the CNI plugin is in the node's chain",
+            registry=registry,
+        )
         for kind in ("add", "remove", "gone"):
             self.events.labels(kind)
 

@@ -23,7 +23,7 @@ REMOVED: Final = 300.0
 
 @dataclass(slots=True)
 class Known:
-    """One sandbox. netns: a descriptor; since: when it was told of; listed: the runtime knows it."""
+    """One sandbox. netns: a descriptor; since: when told of; listed: the runtime knows it."""
 
     uid: str
     sandbox: str

@@ -1,7 +1,7 @@
 """What the agent knows of pods and what it says about them; where from is someone else's file.
 
-The lab's implementation is node_agent/folder_source.py. A cluster's, node_agent/kubernetes_source.py,
-lists and watches the API server and asks the container runtime; the agent sees no difference.
+The lab's implementation is node_agent/folder_source.py. A cluster's lists and watches the API server
+and asks the container runtime (node_agent/kubernetes_source.py); the agent sees no difference.
 """
 
 from __future__ import annotations
