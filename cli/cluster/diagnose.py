@@ -60,8 +60,7 @@ def _pod(pod: Object, namespace: str, events: Sequence[Object], logs: Logs) -> l
     for container in containers(pod):
         lines += _container(container)
     lines += _events(events, lambda involved: involved.get("name") == name)
-    log = ""
-    for container in reversed(containers(pod)):
+    for container in containers(pod):
         crashed = bool((container.get("lastState") or {}).get("terminated"))
         log = logs(name, container["name"], False) or (
             logs(name, container["name"], True) if crashed else ""
@@ -82,7 +81,8 @@ def _container(container: Object) -> list[str]:
     name, restarts = container.get("name"), container.get("restartCount", 0)
     said = ""
     if waiting.get("reason") and waiting["reason"] != "PodInitializing":
-        said = ": ".join(t for t in (waiting["reason"], waiting.get("message")) if t)
+        message = "" if waiting["reason"] == "CrashLoopBackOff" else waiting.get("message")
+        said = ": ".join(t for t in (waiting["reason"], message) if t)
     elif ended.get("exitCode"):
         said = f"ended with {ended['exitCode']} {ended.get('message') or ended.get('reason') or ''}"
     elif not container.get("ready") and "running" in state:

@@ -21,6 +21,7 @@ COMPONENTS: Final = {
     "ambit-node-agent": "node agent",
     "ztunnel": "ztunnel",
 }
+_LATE: Final = "ztunnel"
 _KEPT: Final = ("Namespace", "CustomResourceDefinition")
 _CRD: Final = "CustomResourceDefinition"
 _WORKLOADS: Final = ("Deployment", "DaemonSet")
@@ -135,8 +136,14 @@ def _steps(
         steps += [Step(component(ref(o)), (o,), (ref(o),)) for o in workloads]
         steps.append(Step("classes and monitors", tuple(last)))
     else:
-        everything = (*workloads, *last)
-        steps.append(Step("workloads", everything, tuple(ref(o) for o in workloads)))
+        # ztunnel mounts what the control plane writes first; a pod that waits for a mount is tried
+        # again in longer and longer steps, so it is not made before.
+        early = tuple(o for o in workloads if o["metadata"]["name"] != _LATE)
+        late = tuple(o for o in workloads if o["metadata"]["name"] == _LATE)
+        leader = tuple(ref(o) for o in early if o["kind"] == "Deployment")
+        others = tuple(ref(o) for o in (*early, *late) if ref(o) not in leader)
+        steps.append(Step("control plane and node agent", early, leader))
+        steps.append(Step("ztunnel", (*late, *last), others))
     return tuple(step for step in steps if step.objects)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cli.cluster.kube import Kube
 from cli.cluster.objects import PART_OF, US, Object
-from cli.cluster.ready import is_pod_ready
+from cli.cluster.ready import holdup, is_pod_ready
 from cli.target import Unreachable, read_page
 from mesh.errors import NotFound, Unavailable
 from mesh.kube.api import ApiError
@@ -98,6 +98,8 @@ class KubeTarget:
     def _fetch(self, pod: Object, port: int, path: str, method: str) -> bytes:
         metadata = pod["metadata"]
         what = f"pod {metadata['namespace']}/{metadata['name']}, port {port}"
+        reason = holdup(pod)
+        state = f" (pod: {reason})" if reason else ""
         try:
             with forward(self._kube.api, metadata["namespace"], metadata["name"], port) as socket:
                 socket.settimeout(_TIMEOUT)
@@ -105,9 +107,9 @@ class KubeTarget:
                 connection.sock = socket
                 return read_page(connection, path, method)
         except (Unavailable, ApiError) as e:
-            raise Unreachable(str(e)) from e
+            raise Unreachable(f"{e}{state}") from e
         except (OSError, http.client.HTTPException) as e:
-            raise Unreachable(f"{what}: {e or type(e).__name__}") from e
+            raise Unreachable(f"{what}: {e or type(e).__name__}{state}") from e
 
 
 def _better(pod: Object, other: Object) -> bool:

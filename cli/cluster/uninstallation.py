@@ -159,8 +159,8 @@ def _clean_nodes(
             why = explain_workload(kube, daemon_set) if daemon_set else []
             raise MeshError(
                 f"nodes not clean within {timeout:.0f} s: {', '.join(state.busy) or 'unknown'};"
-                " nothing was removed yet. Try again, or leave them with --skip-nodes\n"
-                + "\n".join(f"  {line}" for line in why)
+                " nothing was removed yet. Try again, leave them with --skip-nodes, or take the"
+                " agents back with ambit install\n" + "\n".join(f"  {line}" for line in why)
             )
         time.sleep(_TURN)
 

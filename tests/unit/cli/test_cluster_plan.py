@@ -49,20 +49,22 @@ def plan(
     return build(objects or rendered(CLASS), CRDS, gateway_api, live or {}, NEW, old)
 
 
-def test_a_fresh_installation_brings_up_everything_at_once() -> None:
-    """CRDs first, because the rest may need them; the workloads together, because it is quicker."""
+def test_a_fresh_installation_makes_ztunnel_when_its_mounts_are_there() -> None:
+    """CRDs first, because the rest may need them; what the control plane writes, ztunnel mounts."""
     made = plan()
     assert [step.title for step in made.steps] == [
         "namespace and resource definitions",
         "accounts, access rules and services",
-        "workloads",
+        "control plane and node agent",
+        "ztunnel",
     ]
-    first, middle, last = made.steps
+    first, middle, early, late = made.steps
     assert [o["kind"] for o in first.objects] == ["Namespace"] + ["CustomResourceDefinition"] * 2
     assert {of.kind for of in first.wait} == {"CustomResourceDefinition"}
     assert middle.wait == ()
-    assert [of.name for of in last.wait] == ["ambit-control-plane", "ambit-node-agent", "ztunnel"]
-    assert [o["kind"] for o in last.objects][-2:] == ["GatewayClass", "GatewayClass"]
+    assert [of.name for of in early.wait] == ["ambit-control-plane"]
+    assert [of.name for of in late.wait] == ["ambit-node-agent", "ztunnel"]
+    assert [o["kind"] for o in late.objects][-2:] == ["GatewayClass", "GatewayClass"]
     assert made.prune == ()
     assert made.before == made.after
     assert len(made.after.objects) == len(rendered(CLASS))
@@ -97,7 +99,7 @@ def test_an_uninstalled_mesh_comes_back_as_if_it_were_new() -> None:
     """Its inventory has CRDs, but no objects."""
     old = Inventory("istio-system", "", "demo", crds=frozenset({"x"}))
     made = plan(old=old)
-    assert made.steps[-1].title == "workloads"
+    assert made.steps[-1].title == "ztunnel"
     assert "x" in made.after.crds
 
 
