@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from deploy.images import cache, source, unpack, wheels
+from deploy.images import apt, cache, source, unpack, wheels
 from deploy.images.errors import ImageError
 from deploy.images.locks import Pin
 from deploy.images.prune import Pruner
@@ -32,13 +32,7 @@ sys.exit({function}())
 # Nothing of where it was built: {} are the environment's folder and the sources'.
 _CFLAGS: Final = "-g0 -ffile-prefix-map={}=/builder -ffile-prefix-map={}=/source"
 _LDFLAGS: Final = "-s -Wl,--build-id=none"
-_GO: Final = {
-    "CGO_ENABLED": "0",
-    "GOOS": "linux",
-    "GOARCH": "amd64",
-    "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
-    "GOTOOLCHAIN": "local",
-}
+_GO: Final = {"GOTOOLCHAIN": "local"}  # no compiler is downloaded in passing
 
 
 def install(root: Path, locks: Mapping[str, tuple[Pin, ...]]) -> None:
@@ -122,20 +116,24 @@ def cni(root: Path) -> None:
     """Build the CNI plugin below root; raises ImageError when Go is missing or too old."""
     target = root / CNI_TARGET
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = ["go", "build", "-p", "2", "-ldflags", "-s -w -buildid=", "-o", str(target), "."]
     try:
-        run(command, "CNI plugin", cwd=ROOT / CNI, env=_GO)
+        run([ROOT / CNI / "build.sh", target, apt.ARCHITECTURE], "CNI plugin", env=_GO)
     except ImageError as e:
-        wanted = (ROOT / CNI / "go.mod").read_text().partition("\ngo ")[2].split("\n")[0]
-        raise ImageError(f"{e}\n{CNI} needs Go {wanted} or newer") from e
+        raise ImageError(f"{e}\n{_go_needed()}") from e
 
 
 def go_key() -> str:
     """Names what the CNI plugin is built from."""
     names = [n for n in source.files() if n.startswith(f"{CNI}/")]
-    if f"{CNI}/go.mod" not in names:
-        raise ImageError(f"{CNI}/go.mod is missing: the CNI plugin cannot be built")
-    return source.digest(names, run(["go", "version"], "Go"), str(_GO))
+    try:
+        return source.digest(names, run(["go", "version"], "CNI plugin"))
+    except ImageError as e:
+        raise ImageError(f"{e}\n{_go_needed()}") from e
+
+
+def _go_needed() -> str:
+    wanted = (ROOT / CNI / "go.mod").read_text().partition("\ngo ")[2].split("\n")[0]
+    return f"{CNI} is built with Go {wanted} or newer (`go` on the PATH)"
 
 
 def go_modules(binary: Path) -> list[Component]:

@@ -150,6 +150,19 @@ DEB: Final = Pruner(
         f"{_LIB}/engines-3/**",
         f"{_LIB}/gconv/**",  # character sets for iconv(3); Python has its own
         f"{_LIB}/ossl-modules/**",
+        *(  # for debugging a C program, and for old ones
+            f"{_LIB}/{name}.so*"
+            for name in (
+                "libBrokenLocale",
+                "libc_malloc_debug",
+                "libmemusage",
+                "libnsl",
+                "libnss_compat",
+                "libnss_hesiod",
+                "libpcprofile",
+                "libthread_db",
+            )
+        ),
     ),
     keep=(
         "etc/os-release",
