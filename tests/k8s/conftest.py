@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.k8s.cluster import Cluster
+from tests.k8s.installed import Mesh, ambit, gateway_crds, load_images
 
 # `make test-k8s` brings its own; a developer's stays up between runs with AMBIT_CLUSTER=name.
 _KEPT = os.environ.get("AMBIT_CLUSTER", "")
@@ -22,3 +23,15 @@ def cluster() -> Iterator[Cluster]:
     yield found
     if not _KEPT:
         found.down()
+
+
+@pytest.fixture(scope="session")
+def mesh(cluster: Cluster) -> Mesh:
+    """The mesh, installed with the demo profile."""
+    if not _KEPT or not os.environ.get("AMBIT_MESH_INSTALLED"):
+        load_images(cluster)
+        done = ambit(
+            cluster, "install", "--profile", "demo", "-y", "--gateway-api-crds", str(gateway_crds())
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return Mesh(cluster)

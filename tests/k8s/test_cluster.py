@@ -102,7 +102,7 @@ def test_a_rebooted_node_brings_its_pods_back_with_new_addresses(plain: Cluster)
     def back() -> bool:
         found = plain.get("pod", "-n", NS, "door")["status"]
         statuses = found.get("containerStatuses") or [{}]
-        return statuses[0].get("restartCount", 0) > 0 and statuses[0]["ready"]
+        return bool(statuses[0].get("restartCount", 0) > 0 and statuses[0]["ready"])
 
     until("the pod runs again", back, 90)
     answer = plain.exec(NS, "client", "curl", "-s", "--retry", "5", "http://10.88.0.12:8099")
