@@ -19,7 +19,7 @@ from typing import Final
 
 from mesh.errors import MeshError
 from node_agent import hub as h
-from node_agent.enrol import Goal, PodMachine, Report, Step
+from node_agent.enrol import Goal, PodMachine, Report, Rung, Step
 from node_agent.metrics import Metrics
 from node_agent.pods import Sandboxes
 from node_agent.redirect import NFTABLES
@@ -46,7 +46,9 @@ class Agent:
         zds_path: Path,
         grace: float,
         metrics: Metrics,
+        welcome: Callable[[int], None] | None = None,
     ) -> None:
+        """`welcome`: called with the process of each proxy that connects; may raise MeshError."""
         self.machines: dict[str, PodMachine] = {}
         self.hub = h.Hub()
         self.ready = False
@@ -56,6 +58,8 @@ class Agent:
         self._sandboxes = sandboxes
         self._grace = grace
         self._metrics = metrics
+        self._welcome = welcome
+        self._turned: dict[str, list[asyncio.Future[None]]] = {}  # who waits for a pod's next turn
         self._loop = asyncio.get_running_loop()
         self._server = ZdsServer(zds_path, self)
         self._outputs: deque[h.Output] = deque()
@@ -64,6 +68,7 @@ class Agent:
         self._unwritten: set[str] = set()
         self._settling = False
         self._stopping = False
+        self._unheld = ""  # why the holder cannot keep listeners, as last logged
         self._timer: asyncio.TimerHandle | None = None
         self._due: asyncio.TimerHandle | None = None
 
@@ -72,7 +77,7 @@ class Agent:
     def start(self) -> None:
         """Take over what an earlier agent left, then let proxies and changes in."""
         pods = self._source.pods()
-        self._sandboxes.adopt(pods)
+        self._sandboxes.adopt(pods, self._source.expects)
         self._reconcile(pods)
         self._server.open()
         self._source.start(self._changed_elsewhere)
@@ -94,10 +99,49 @@ class Agent:
         sandbox = self._sandboxes.get(uid)
         return sandbox.mode if sandbox else ""
 
+    # ---- for who starts pods (CniServer) ------------------------------------------------------
+
+    def changed(self) -> None:
+        """Look again at what is wanted, soon: a burst is one look."""
+        self._changed()
+
+    async def captured(self, uid: str, netns: str) -> None:
+        """Return when a pod is captured in that namespace (the path its source gives)."""
+        while not (self.is_captured(uid) and self.machines[uid].pod.netns == netns):
+            turned = self._loop.create_future()
+            self._turned.setdefault(uid, []).append(turned)
+            try:
+                await turned
+            finally:
+                waiting = self._turned.get(uid, [])
+                if turned in waiting:
+                    waiting.remove(turned)
+
+    def is_captured(self, uid: str) -> bool:
+        """Say whether a pod's connections are captured now, proved or not yet."""
+        machine = self.machines.get(uid)
+        return machine is not None and machine.goal is Goal.IN and machine.rung >= Rung.CAPTURED
+
+    def obstacle(self, uid: str) -> str:
+        """Say what keeps a pod from being captured."""
+        machine = self.machines.get(uid)
+        if machine is None:
+            return "the node agent does not know the pod"
+        if machine.failure is not None:
+            return f"{machine.failure.reason}: {machine.failure.message}"
+        if self.hub.newest() is None:
+            return (
+                "no ztunnel is connected to the node agent; see "
+                "kubectl -n istio-system get pods -l app=ztunnel -o wide"
+            )
+        return f"it is {machine.state} still"
+
     # ---- events -------------------------------------------------------------------------------
 
-    def proxy_connected(self) -> int:
+    def proxy_connected(self, pid: int) -> int:
         """Take a proxy's connection (ZdsServer)."""
+        if self._welcome:
+            self._welcome(pid)
         return self.hub.connected(time.monotonic())
 
     def proxy_received(self, number: int, data: bytes) -> None:
@@ -156,10 +200,14 @@ class Agent:
             return
         self.heartbeat = time.monotonic()
         self._loop.call_later(_HEARTBEAT, self._beat)
+        complaint = ""
         try:
             self._sandboxes.mend()
         except (MeshError, OSError) as error:
-            log.error("listeners would not survive a restart of this agent: %s", error)
+            complaint = str(error)
+        if complaint and complaint != self._unheld:
+            log.error("listeners would not survive a restart of this agent: %s", complaint)
+        self._unheld = complaint
 
     def _on_timer(self) -> None:
         now = time.monotonic()
@@ -185,11 +233,19 @@ class Agent:
         for uid in self._sandboxes.moved(pods):
             log.info("pod %s: its runtime made a new sandbox", self.machines[uid].pod.title)
             self.machines[uid].rebuild()
-        for uid in captured - set(self.machines):
-            log.info("pod %s ended while no agent ran: released", uid)
-            self.ways.release_unknown(uid)
+        self._drop_strays(captured)
         self._mark_all()
         self._settle()
+
+    def _drop_strays(self, captured: set[str]) -> None:
+        """Let go of what an earlier agent left of pods that are gone."""
+        for uid in captured - set(self.machines):
+            if not self._source.expects(uid):
+                log.info("pod %s ended while no agent ran: released", uid)
+                self.ways.release_unknown(uid)
+        for sandbox in self._sandboxes:
+            if sandbox.uid not in self.machines and not self._source.expects(sandbox.uid):
+                self._sandboxes.close(sandbox.uid)
 
     def _new_machine(self, pod: DesiredPod, hooked: bool) -> PodMachine:
         machine = PodMachine(pod, self._grace)
@@ -234,10 +290,17 @@ class Agent:
             self._timer = self._loop.call_later(delay, self._on_timer)
 
     def _turn(self, uid: str) -> None:
-        """Have one pod's machine do what it can do now."""
+        """Have one pod's machine do what it can do now, then tell who waits for it."""
         machine = self.machines.get(uid)
         if machine is None:
             return
+        self._advance(uid, machine)
+        waiting = self._turned.pop(uid, None)
+        for turned in waiting or ():
+            if not turned.done():
+                turned.set_result(None)
+
+    def _advance(self, uid: str, machine: PodMachine) -> None:
         proxy = self.hub.newest() is not None
         while (action := machine.poll(time.monotonic(), proxy)) is not None:
             if isinstance(action, Report):

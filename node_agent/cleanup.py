@@ -8,7 +8,7 @@ import os
 from bpf.datapath import Datapath
 from mesh.errors import MeshError
 from node_agent import nft
-from node_agent.config import Config
+from node_agent.config import Config, Folders
 from node_agent.folder_source import FolderSource
 from node_agent.keeper import Keeper
 from node_agent.pods import Sandboxes
@@ -18,23 +18,24 @@ from node_agent.source import DesiredPod
 log = logging.getLogger(__name__)
 
 
-def clean(config: Config) -> None:
+def clean(config: Config, folders: Folders) -> None:
     """Release every pod, say so in its status, then let go of the listeners.
 
     One pod that cannot be cleaned does not keep the others from it; MeshError at the end names it.
     """
-    source = FolderSource(config.objects, config.runtime)
+    assert config.cgroup is not None  # parse() has seen to it
+    source = FolderSource(folders.objects, folders.runtime)
     keeper = Keeper(config.state / "holder.sock")
     sandboxes = Sandboxes(keeper, config.cgroup)
     pods = source.pods()
     found = keeper.find()
     if found:
-        sandboxes.adopt(pods)
+        sandboxes.adopt(pods, source.expects)
     Datapath.remove(config.pins)
     failed = []
     for pod in pods.values():
         try:
-            _remove_rules(pod, sandboxes)
+            remove_rules(pod, sandboxes)
             source.report(pod, None)
         except (MeshError, OSError) as error:
             failed.append(f"{pod.title}: {error}")
@@ -48,7 +49,8 @@ def clean(config: Config) -> None:
     log.info("node %s: nothing is captured any more; ztunnel can be stopped", config.node)
 
 
-def _remove_rules(pod: DesiredPod, sandboxes: Sandboxes) -> None:
+def remove_rules(pod: DesiredPod, sandboxes: Sandboxes) -> None:
+    """Take the rules out of a pod's namespace, if it has any."""
     sandbox = sandboxes.get(pod.uid)
     if sandbox is not None:
         nft.remove(sandbox.netns)

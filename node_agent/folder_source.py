@@ -76,6 +76,10 @@ class FolderSource:
                 found[pod.uid] = self._join(pod)
         return found
 
+    def expects(self, uid: str) -> bool:
+        """Never: a pod's file is there before its first process."""
+        return False
+
     def report(self, pod: DesiredPod, status: PodStatus | None) -> None:
         """Patch annotation and condition, as field manager `node-agent`."""
         current = self._object(pod)

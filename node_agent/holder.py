@@ -1,8 +1,11 @@
-"""Keeps file descriptors while the node agent is away. Run as a script: holder.py SOCKET.
+"""Keeps file descriptors while the node agent is away. Run as a script: holder.py SOCKET [linger].
 
 A listening socket lives as long as a process holds it. This one holds them across the agent's
 restarts, upgrades and crashes, and does nothing else, so that it never needs one itself: it
-imports five modules of the standard library and none of ours (python -I -S, 3 MB of its own).
+imports seven modules of the standard library and none of ours (python -I -S, 3 MB of its own).
+
+With `linger` it does not end at once on SIGTERM while it holds something: in an upgrade the next
+agent takes everything over from this holder into its own, then sends Q.
 
 Protocol, one datagram each on a unix SOCK_SEQPACKET connection, root only:
     P key NUL label  + descriptors   put: replaces what was held under the key
@@ -17,14 +20,17 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import socket
 import struct
 import sys
+import time
 
 MAX_DATAGRAM = 2048
 MAX_FDS = 16
 MAX_KEYS = 10_000
 TURN = 5.0  # seconds between looks at whether another holder has taken over
+LINGER = 10.0  # seconds after SIGTERM
 
 Held = dict[bytes, tuple[bytes, list[int]]]
 
@@ -75,18 +81,42 @@ def welcome(listener: socket.socket, selector: selectors.BaseSelector) -> None:
         conn.close()
 
 
-def serve(listener: socket.socket, path: str, inode: int) -> None:
+class Ending:
+    """When to end after SIGTERM."""
+
+    def __init__(self) -> None:
+        self.at = 0.0  # 0: not asked to
+
+    def ask(self, *_: object) -> None:
+        """Take the signal."""
+        self.at = self.at or time.monotonic() + LINGER
+
+    def due(self, held: Held) -> bool:
+        """Say whether it is time; nothing is lost by a holder that holds nothing."""
+        return bool(self.at) and (not held or time.monotonic() >= self.at)
+
+
+def serve(listener: socket.socket, path: str, inode: int, ending: Ending) -> None:
     """Serve until told to quit, or until another holder has taken the path."""
     held: Held = {}
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
+    wake, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    selector.register(wake, selectors.EVENT_READ)
     while True:
-        ready = selector.select(TURN)
-        if not ready and not is_ours(path, inode):
+        ready = selector.select(1.0 if ending.at else TURN)
+        if ending.due(held) or (not ready and not is_ours(path, inode)):
+            if is_ours(path, inode):
+                os.unlink(path)
             return
         for key, _ in ready:
             if key.fileobj is listener:
                 welcome(listener, selector)
+                continue
+            if key.fileobj is wake:
+                wake.recv(64)
                 continue
             assert isinstance(key.fileobj, socket.socket)
             conn, data = key.fileobj, b""
@@ -120,10 +150,14 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen(8)
-    # Ready: whoever started us waits for this pipe to end.
-    sys.stdout.close()
-    os.close(1)
-    serve(listener, path, os.stat(path).st_ino)
+    ending = Ending()
+    if "linger" in sys.argv[2:]:
+        signal.signal(signal.SIGTERM, ending.ask)
+    else:
+        # Ready: whoever started us waits for this pipe to end.
+        sys.stdout.close()
+        os.close(1)
+    serve(listener, path, os.stat(path).st_ino, ending)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ still has every descriptor and puts them into the next one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from mesh.errors import MeshError
 from node_agent import holder
@@ -25,6 +26,8 @@ from node_agent import holder
 log = logging.getLogger(__name__)
 
 HOLDER_TIMEOUT: Final = 3.0  # seconds
+_SHARED: Final = "holder-"
+_SOCKET: Final = ".sock"
 
 
 class HolderLost(MeshError):
@@ -49,15 +52,8 @@ class Keeper:
 
     def find(self) -> bool:
         """Connect to a holder that an earlier agent left; False when there is none."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.settimeout(HOLDER_TIMEOUT)
-        try:
-            sock.connect(str(self.path))
-        except OSError:
-            sock.close()
-            return False
-        self._sock = sock
-        return True
+        self._sock = _connect(self.path)
+        return self._sock is not None
 
     def ensure(self) -> None:
         """Connect to the holder, starting it if need be."""
@@ -154,6 +150,97 @@ class Keeper:
         # Reaped whenever it ends; it usually outlives us.
         threading.Thread(target=process.wait, name="holder", daemon=True).start()
         log.info("started the descriptor holder, pid %d", process.pid)
+
+
+class SharedKeeper(Keeper):
+    """A connection to a holder that somebody else runs: a container of its own beside the agent.
+
+    Every holder has a socket of its own in the state folder, and the youngest one is used. In an
+    upgrade there are two: what the older one holds is moved to the younger by `take`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / f"{_SHARED}*{_SOCKET}")
+        self._folder = folder
+
+    def find(self) -> bool:
+        """Connect to the youngest holder; False when there is none."""
+        for path in self._paths():
+            self._sock = _connect(path)
+            if self._sock is not None:
+                self.path = path
+                return True
+        return False
+
+    def replace(self) -> None:
+        """Give up a holder that does not answer; HolderLost when there is no other."""
+        self.forget()
+        if not self.find():
+            raise HolderLost(f"no descriptor holder runs: there is none at {self.path}")
+
+    def take(self) -> dict[str, Kept]:
+        """Give copies of everything that any holder keeps; it is in this one then."""
+        taken = super().take()
+        for path in self._paths():
+            other = Keeper(path)
+            if path == self.path or not other.find():
+                continue
+            try:
+                moved = other.take()
+                for key, kept in moved.items():
+                    if key in taken:
+                        for fd in kept.fds:
+                            os.close(fd)
+                    else:
+                        self.put(key, kept.label, kept.fds)
+                        taken[key] = kept
+                if moved:
+                    log.info("%d pods' descriptors taken over from %s", len(moved), path.name)
+                    other.quit()
+            except HolderLost as error:
+                log.warning("%s; what it held is lost", error)
+            finally:
+                other.forget()
+        return taken
+
+    def quit(self) -> None:
+        """End every holder."""
+        self.forget()
+        for path in self._paths():
+            other = Keeper(path)
+            if other.find():
+                other.quit()
+
+    def _paths(self) -> list[Path]:
+        """Give the sockets, the youngest first; those of dead holders are removed."""
+        found = []
+        for path in self._folder.glob(f"{_SHARED}*{_SOCKET}"):
+            sock = _connect(path)
+            if sock is None:
+                path.unlink(missing_ok=True)
+                continue
+            sock.close()
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(found, reverse=True)]
+
+
+def run_holder(state: Path) -> NoReturn:
+    """Become a holder that a SharedKeeper of this state folder finds."""
+    path = private_folder(state) / f"{_SHARED}{os.urandom(4).hex()}{_SOCKET}"
+    command = [sys.executable, "-I", "-S", holder.__file__, str(path), "linger"]
+    os.execve(command[0], command, {})
+
+
+def _connect(path: Path) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(HOLDER_TIMEOUT)
+    try:
+        sock.connect(str(path))
+    except OSError:
+        sock.close()
+        return None
+    return sock
 
 
 def private_folder(path: Path) -> Path:

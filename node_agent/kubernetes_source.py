@@ -105,6 +105,11 @@ class KubernetesSource:
         self._writer.heal(objects.values())
         return found
 
+    def expects(self, uid: str) -> bool:
+        """Whether a pod is to be captured; the runtime lists no sandbox that it still makes."""
+        pod = self._object(uid)
+        return pod is not None and not pod.finished and self._wants(pod)
+
     def report(self, pod: DesiredPod, status: PodStatus | None) -> None:
         """Have a status written, and told of. Of a pod that leaves, nothing is taken back."""
         found = self._object(pod.uid)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from mesh.errors import MeshError
@@ -35,18 +35,23 @@ class Sandboxes:
     def __contains__(self, uid: str) -> bool:
         return uid in self._open
 
-    def adopt(self, pods: Mapping[str, DesiredPod]) -> None:
-        """Take over what an earlier agent left in the holder; what no pod owns is dropped."""
+    def adopt(self, pods: Mapping[str, DesiredPod], expected: Callable[[str], bool]) -> None:
+        """Take over what an earlier agent left in the holder; what no pod owns is dropped.
+
+        expected: says of a uid that is not in `pods` whether it may come to be.
+        """
         try:
             entries = self._keeper.take()
         except HolderLost as error:
             log.warning("%s; what it held is lost, pods are enrolled anew", error)
-            self._keeper.replace()
+            with contextlib.suppress(HolderLost):
+                self._keeper.replace()
             return
         for uid, kept in entries.items():
             sandbox = _unpack(uid, kept)
             pod = pods.get(uid)
-            if sandbox is not None and pod is not None and same_netns(pod, sandbox.netns):
+            right = same_netns(pod, sandbox.netns) if pod and sandbox else expected(uid)
+            if sandbox is not None and right:
                 self._open[uid] = sandbox
                 continue
             if sandbox is not None:
@@ -96,13 +101,13 @@ class Sandboxes:
             self._keeper.drop(uid)
 
     def mend(self) -> None:
-        """If the holder is lost, start another and give it everything; HolderLost if it fails."""
+        """If the holder is lost, give everything to another; HolderLost if there is none."""
         if self._keeper.alive():
             return
-        log.warning("the descriptor holder is lost; starting another")
         self._keeper.replace()
         for sandbox in self:
             self._put(sandbox)
+        log.warning("the descriptor holder was lost; another keeps everything now")
 
     def moved(self, pods: Mapping[str, DesiredPod]) -> list[str]:
         """Name the pods whose path means another namespace now: the runtime made a new sandbox."""
@@ -123,6 +128,8 @@ class Sandboxes:
         self._keeper.put(sandbox.uid, f"{sandbox.mode} {roles}", sandbox.fds)
 
     def _check_cgroup(self, pod: DesiredPod) -> None:
+        if not pod.cgroup:
+            return
         path = Path(pod.cgroup)
         if not path.is_dir():
             raise StepError("CgroupGone", f"cgroup {pod.cgroup} does not exist")

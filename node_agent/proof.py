@@ -1,6 +1,7 @@
 """Proof that a pod is captured: connections that can only succeed through its own redirection.
 
-Out: a process in the pod's cgroup and namespace connects to a documentation address that no network
+Out: a process in the pod's namespace (and its cgroup, where the source names one: else the agent's,
+which meets the same hooks) connects to a documentation address that no network
 routes. In: the agent connects to a port of the pod on which nothing listens. Both must succeed, the
 peer shown must be the one asked for, and the pod's own counters must have moved.
 """
@@ -76,8 +77,8 @@ async def _connect_as_pod(pod: DesiredPod, sandbox: Sandbox, targets: list[str])
     except TimeoutError as error:
         raise StepError(
             "NotProved",
-            f"the probe in the pod did not end in {_CHILD_TIMEOUT:.0f} s: is its "
-            f"cgroup {pod.cgroup} frozen?",
+            f"the probe in the pod did not end in {_CHILD_TIMEOUT:.0f} s"
+            + (f": is its cgroup {pod.cgroup} frozen?" if pod.cgroup else ""),
         ) from error
     finally:
         process.kill()

@@ -81,6 +81,7 @@ class SandboxTable:
     ) -> Known:
         """Take in what the plugin told of; the descriptor becomes the table's."""
         self._forget(uid)
+        self._removed.pop(sandbox, None)
         known = self._known[uid] = Known(uid, sandbox, netns, addresses, now, listed=False)
         return known
 

@@ -1,7 +1,8 @@
 """What the agent knows of pods and what it says about them; where from is someone else's file.
 
-The lab's implementation is node_agent/folder_source.py. A cluster's lists and watches the API server
-and asks the container runtime (node_agent/kubernetes_source.py); the agent sees no difference.
+The lab's implementation is node_agent/folder_source.py; a cluster's lists and watches the API
+server and asks the container runtime (node_agent/kubernetes_source.py). The agent sees no
+difference.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ class PodSource(Protocol):
 
     def pods(self) -> dict[str, DesiredPod]:
         """Give every pod of this node that has a sandbox, by uid."""
+
+    def expects(self, uid: str) -> bool:
+        """Say whether a pod that pods() does not have is to be captured once it has a sandbox."""
 
     def report(self, pod: DesiredPod, status: PodStatus | None) -> None:
         """Write a pod's status, None removes it; a pod object that is gone is no error."""

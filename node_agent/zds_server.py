@@ -6,23 +6,26 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+from mesh.errors import MeshError
 from mesh.wire import zds
 
 log = logging.getLogger(__name__)
 
 ACCEPT_INTERVAL: Final = 0.2  # seconds; a proxy in a crash loop costs at most 5 connections/s
 _BACKLOG: Final = 16
+_UCRED: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class Listener(Protocol):
     """Who is told what arrives. Calls may lead back into send() and drop()."""
 
-    def proxy_connected(self) -> int:
-        """A proxy connected: give it a number."""
+    def proxy_connected(self, pid: int) -> int:
+        """A proxy connected, by this process: give it a number, or raise MeshError."""
 
     def proxy_received(self, number: int, data: bytes) -> None:
         """It sent a datagram."""
@@ -94,11 +97,17 @@ class ZdsServer:
         except OSError:
             return
         sock.setblocking(False)
-        number = self._listener.proxy_connected()
-        self._proxies[number] = sock
-        self._loop.add_reader(sock, self._readable, number, sock)
         self._loop.remove_reader(self._sock)
         self._pause = self._loop.call_later(ACCEPT_INTERVAL, self._resume)
+        pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        try:
+            number = self._listener.proxy_connected(pid)
+        except (MeshError, OSError) as error:
+            log.error("a proxy is not let in: %s", error)
+            sock.close()
+            return
+        self._proxies[number] = sock
+        self._loop.add_reader(sock, self._readable, number, sock)
 
     def _resume(self) -> None:
         if self._sock is not None:

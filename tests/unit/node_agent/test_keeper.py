@@ -107,7 +107,7 @@ def test_a_holder_that_makes_no_sense_is_replaced_at_start(tmp_path: Path) -> No
         keeper.ensure()
         conn, _ = broken.accept()
         conn.send(b"nonsense")
-        Sandboxes(keeper, tmp_path).adopt({})
+        Sandboxes(keeper, tmp_path).adopt({}, lambda uid: False)
         conn.close()
     assert keeper.alive()
     assert keeper.take() == {}

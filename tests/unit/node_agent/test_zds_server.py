@@ -36,7 +36,7 @@ class Side:
             elif isinstance(output, h.Greeted):
                 self.apply(self.hub.start(output.session, time.monotonic()))
 
-    def proxy_connected(self) -> int:
+    def proxy_connected(self, pid: int) -> int:
         return self.hub.connected(time.monotonic())
 
     def proxy_received(self, number: int, data: bytes) -> None:
