@@ -16,7 +16,7 @@ def register(subparsers: Any) -> None:
         help="install the mesh into a Kubernetes cluster, or upgrade it",
         description="Install the mesh into a cluster, or upgrade it to this version and these"
         " values. Exit codes: 0 all is ready; 1 nothing was done, or it broke off; 2 wrong usage;"
-        " 3 everything was applied, but is not ready in time.",
+        " 3 what was applied is not ready in time.",
     )
     add_chart_options(parser)
     add_cluster_options(parser)

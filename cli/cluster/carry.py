@@ -128,7 +128,10 @@ def _explain_all(kube: Kube, refs: Iterable[Ref]) -> list[str]:
 
 
 def explain_workload(kube: Kube, workload: Object) -> list[str]:
-    """Lines about the pods of a workload that are not ready."""
+    """Lines about the pods of a workload that are not ready, or an object's own conditions."""
+    if workload["kind"] not in ("DaemonSet", "Deployment"):
+        conditions = (workload.get("status") or {}).get("conditions") or []
+        return [f"{c.get('type')} {c.get('status')}: {c.get('message', '')}" for c in conditions]
     namespace = workload["metadata"]["namespace"]
     pods = pods_of(kube, workload)
     return explain(

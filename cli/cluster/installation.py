@@ -46,8 +46,8 @@ def install(options: argparse.Namespace) -> int:
     except NotReady as e:
         console.line(str(e))
         console.line(
-            f"Everything was applied, but it was not ready within {options.timeout:.0f} s."
-            " It may still become ready; `ambit install` again looks and goes on."
+            f"Not ready within {options.timeout:.0f} s. What was applied stays and may still become"
+            " ready; `ambit install` again looks and goes on."
         )
         return 3
     console.line(

@@ -23,7 +23,7 @@ GONE: Final = ""  # version of an inventory whose objects are uninstalled
 class Inventory:
     """`values`: what the operator set beside the profile; `crds`: those that were not there.
 
-    `extras` came with the Gateway API's CRDs and go with them.
+    `extras` came with the Gateway API's CRDs and go with them. `complete`: everything became ready.
     """
 
     namespace: str
@@ -34,6 +34,7 @@ class Inventory:
     crds: frozenset[str] = frozenset()
     extras: frozenset[Ref] = frozenset()
     created_namespace: bool = False
+    complete: bool = True
 
     def with_objects(self, more: Iterable[Ref]) -> Inventory:
         """Name more objects."""
@@ -58,6 +59,7 @@ def dump(inventory: Inventory) -> Object:
             "extras": _dump_refs(inventory.extras),
             "crds": json.dumps(sorted(inventory.crds)),
             "createdNamespace": json.dumps(inventory.created_namespace),
+            "complete": json.dumps(inventory.complete),
         },
     }
 
@@ -83,6 +85,7 @@ def parse_untrusted(config_map: Mapping[str, Any]) -> Inventory:
             crds=crds,
             extras=extras,
             created_namespace=json.loads(data.get("createdNamespace", "false")) is True,
+            complete=json.loads(data.get("complete", "false")) is True,
         )
     except (KeyError, TypeError, ValueError, RecursionError) as e:
         raise BadInput(

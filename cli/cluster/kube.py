@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from mesh.kube.api import APPLY, JSON, MERGE, Api, ApiError
 
 STRATEGIC: Final = "application/strategic-merge-patch+json"
 _TIMEOUT: Final = 30.0  # seconds for one answer
+_BUSY: Final = 20.0  # seconds
 _PAGE: Final = 500
 
 
@@ -43,10 +45,21 @@ class Kube:
         content: str = JSON,
         query: Mapping[str, str] | None = None,
     ) -> Object:
-        """Send one request and read the JSON that comes back; raises ApiError, Unavailable."""
-        return self.api.request(
-            method, path, query=query, body=body, content_type=content, timeout=_TIMEOUT
-        )
+        """Send one request and read the JSON that comes back; raises ApiError, Unavailable.
+
+        What the server is too busy for, as a kind whose CRD has just come, is asked again for a
+        while: everything sent from here can be sent twice.
+        """
+        deadline = time.monotonic() + _BUSY
+        while True:
+            try:
+                return self.api.request(
+                    method, path, query=query, body=body, content_type=content, timeout=_TIMEOUT
+                )
+            except ApiError as e:
+                if e.status not in (429, 503) or time.monotonic() > deadline:
+                    raise
+                time.sleep(min(max(e.retry_after, 0.2), 2.0))
 
     # ---- kinds -------------------------------------------------------------------------------
 

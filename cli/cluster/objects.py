@@ -19,6 +19,8 @@ _ORDER: Final = (
     "CustomResourceDefinition",
     "ResourceQuota",
     "NetworkPolicy",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
     "ServiceAccount",
     "Secret",
     "ConfigMap",

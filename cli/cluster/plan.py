@@ -94,9 +94,9 @@ def build(
     ours = frozenset(o["metadata"]["name"] for o in definitions if o["kind"] == _CRD)
     extras = frozenset(ref(o) for o in definitions if o["kind"] != _CRD)
     after = replace(new, objects=names, crds=known | ours, extras=known_extras | extras)
-    before = after.with_objects(old.objects) if old else after
+    before = replace(after.with_objects(old.objects if old else ()), complete=False)
     return Plan(
-        steps=_steps(definitions, objects, is_upgrade=bool(old and old.objects)),
+        steps=_steps(definitions, objects, is_upgrade=bool(old and old.objects and old.complete)),
         prune=prune(old.objects if old else (), names),
         left_alone=tuple(left),
         before=before,
