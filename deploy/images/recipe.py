@@ -207,8 +207,16 @@ WHEEL: Final = Pruner(
         "**.dist-info/INSTALLER",
         "**.dist-info/RECORD",
         "**.dist-info/WHEEL",
+        # Of the kubernetes client, settings and connections are used; objects stay JSON. The rest,
+        # generated from the API's description, would be a third of the image.
         f"{SITE}/kubernetes/aio/**",
-    )
+        f"{SITE}/kubernetes/client/api/**",
+        f"{SITE}/kubernetes/client/models/**",
+    ),
+    keep=(
+        f"{SITE}/kubernetes/client/api/__init__.py",
+        f"{SITE}/kubernetes/client/models/__init__.py",
+    ),
 )
 PROJECT: Final = Pruner(drop=("**.dist-info/RECORD", "**.dist-info/WHEEL"))
 

@@ -25,7 +25,7 @@ def renew() -> None:
     about[DEBIAN] |= {"suite": apt.SUITES[0], "architecture": apt.ARCHITECTURE}
     say("resolving Debian packages")
     pins = _debian()
-    about[DEBIAN]["epoch"] = str(_epoch(pins))
+    about[DEBIAN]["epoch"] = str(epoch(pins, time.time()))
     texts = {DEBIAN: render_debian(about[DEBIAN], pins)}
     needs = {RUNTIME: tuple(source.about()["dependencies"]), BUILD: recipe.BUILD}
     for name, requirements in needs.items():
@@ -37,13 +37,13 @@ def renew() -> None:
         (source.HERE / name).write_text(text)
 
 
-def _epoch(pins: list[Pin]) -> int:
-    """Today, or what it was when these same packages were pinned: layers stay as they are."""
+def epoch(pins: list[Pin], now: float) -> int:
+    """Today, or when these same packages were pinned first: layers stay as they are."""
     path = source.HERE / DEBIAN
     before = parse_debian(path.read_text(), path.name) if path.exists() else None
     if before and before.pins == tuple(pins):
         return before.epoch
-    return int(time.time()) // _DAY * _DAY
+    return int(now) // _DAY * _DAY
 
 
 def _debian() -> list[Pin]:

@@ -140,6 +140,18 @@ if failed:
     image.run("python3", "-c", script)
 
 
+def test_every_module_of_the_project_imports(image: Unpacked) -> None:
+    """With what is left of the packages that it uses."""
+    names = [
+        str(path.relative_to(image.root / unpack.SITE).with_suffix("")).replace("/", ".")
+        for package in source.packages()
+        for path in (image.root / unpack.SITE / package).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    assert len(names) > 100
+    image.run("python3", "-c", f"import importlib\nfor n in {names}: importlib.import_module(n)")
+
+
 def test_certificates_of_public_authorities_are_found(image: Unpacked) -> None:
     """Without any setting."""
     script = "import ssl; print(len(ssl.create_default_context().get_ca_certs()))"
