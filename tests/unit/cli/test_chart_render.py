@@ -119,7 +119,8 @@ def test_cleaning_up_runs_once_per_node_and_then_only_says_so(chart: Chart) -> N
     """The same DaemonSet, so that a node's agent is gone before its node is cleaned."""
     agent = find(render(chart, ["nodeAgent.cleanup=true"]), "DaemonSet", "ambit-node-agent")
     pod = agent["spec"]["template"]["spec"]
-    (cleanup,) = pod["initContainers"]
+    cleanup, sweep = pod["initContainers"]
+    assert sweep["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert "--cleanup" in cleanup["args"]
     assert [c["name"] for c in pod["containers"]] == ["done"]
     assert agent["spec"]["updateStrategy"]["rollingUpdate"] == {
