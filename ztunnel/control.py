@@ -90,7 +90,7 @@ class Control:
     # ---- ZDS ---------------------------------------------------------------------------------
 
     async def add(self, add: zds.Add, fds: list[int], wake: Any) -> str:
-        """Serve a pod; returns "" when its worker has it, else why not. Takes the descriptors."""
+        """Serve a pod; returns "" when it is or will be served, else why not. Takes the fds."""
         old = self.pods.pop(add.uid, None)
         pod = from_add(add, fds, self.trust_domain)
         if old is not None:  # said again, by a restarted agent or with other listeners
@@ -149,14 +149,15 @@ class Control:
         who = f"pod {pod.namespace}/{pod.name}"
         if not self.synced:
             return f"{who}: the control plane has not answered yet (XDS_ADDRESS, /config_dump)"
-        if pod.workload is None:
-            return (
-                f"{who} with service account {pod.service_account}: the control plane has not"
-                " sent it as a workload"
-            )
         identity = self.certs.identities.get(pod.identity)
         reason = identity.error if identity and identity.error else "the CA has not answered yet"
-        return f"{who}: no certificate for {pod.identity}: {reason}"
+        why = f"no certificate for {pod.identity}: {reason}"
+        if pod.workload is None:
+            why = (
+                f"with service account {pod.service_account}: the control plane has not sent it"
+                f" as a workload, and {why}"
+            )
+        return f"{who}: {why}"
 
     # ---- pods --------------------------------------------------------------------------------
 
@@ -172,16 +173,22 @@ class Control:
         return True
 
     def _advance(self, pod: LocalPod) -> None:
-        """Start serving a pod if everything it needs is there."""
-        if pod.serving or not self.synced or pod.workload is None:
+        """Start serving a pod if everything it needs is there.
+
+        A pod that is about to start has no address yet, and so is no workload to the control plane
+        before its first process runs. It is promised: its listeners are here, and connections wait
+        in them until the workload comes, with its policies.
+        """
+        if pod.serving or not self.synced:
             return
         identity = self.certs.identities.get(pod.identity)
         if identity is None or identity.state(time.time()) != "Available":
             return
-        self.started += not pod.at_worker
-        pod.serving = pod.at_worker = True
-        self._tell(pod)
-        log.info("pod %s/%s is served as %s", pod.namespace, pod.name, pod.identity)
+        if pod.workload is not None:
+            self.started += not pod.at_worker
+            pod.serving = pod.at_worker = True
+            self._tell(pod)
+            log.info("pod %s/%s is served as %s", pod.namespace, pod.name, pod.identity)
         if pod.waiter is not None and not pod.waiter.done():
             pod.waiter.set_result(None)
 

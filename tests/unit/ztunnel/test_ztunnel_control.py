@@ -144,6 +144,24 @@ def test_served_when_workload_policies_and_certificate_are_known() -> None:
     run(body)
 
 
+def test_a_pod_that_is_about_to_start_is_promised() -> None:
+    """Without an address it is no workload yet: its connections wait in the listeners."""
+
+    async def body(rig: Rig) -> None:
+        rig.policy(policy("selected"))
+        adding = rig.add()
+        await asyncio.sleep(0)
+        assert not adding.done(), "without a certificate nothing is promised"
+        rig.certificate()
+        assert await adding == ""
+        assert rig.workers.take() == [], "nor is anything served without its policies"
+        rig.address(POD)
+        _, told = rig.workers.take()
+        assert [p.name for p in told.policies] == ["selected"]
+
+    run(body)
+
+
 def test_nothing_is_served_before_the_policies_came_once() -> None:
     """A restarted proxy must not serve a pod without the policies it had."""
 

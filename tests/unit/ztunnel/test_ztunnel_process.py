@@ -181,7 +181,12 @@ def test_on_demand_mode_finds_its_own_pod(tmp_path: Path) -> None:
         p.plane.set(mine)
         await p.agent.accept()
         assert await p.agent.add("uid-1", mine) == ""
-        assert [w["uid"] for w in (await p.dump())["workloads"]] == [SLEEP.uid]
+        for _ in range(100):  # the add is answered as soon as there is a certificate
+            found = [w["uid"] for w in (await p.dump())["workloads"]]
+            if found:
+                break
+            await asyncio.sleep(0.05)
+        assert found == [SLEEP.uid]
 
     run(tmp_path, body, XDS_ON_DEMAND="true")
 
