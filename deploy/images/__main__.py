@@ -8,7 +8,8 @@ from pathlib import Path
 
 from deploy.images import layers, recipe, renew, source
 from deploy.images.build import Builder, Built, Wanted, build
-from deploy.images.errors import ImageError
+from deploy.images.errors import Dropped, ImageError
+from deploy.images.shell import say
 from mesh import __version__
 
 _MB = 1e6
@@ -23,6 +24,11 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--hub", default=recipe.HUB, help="before the image's name (%(default)s)")
     make.add_argument("--tag", default=__version__, help="after it (%(default)s)")
     make.add_argument("--out", type=Path, default=source.ROOT / "dist" / "images", help="folder")
+    make.add_argument(
+        "--or-newest",
+        action="store_true",
+        help="where the archive has dropped a pinned Debian package, build with the newest ones",
+    )
     verbs.add_parser("lock", help="pin the newest packages")
     verbs.add_parser("list", help="show what the images consist of")
     return parser
@@ -38,6 +44,17 @@ def _show(built: Built) -> str:
     lines.append(f"  {'':<8} {total:7.1f} MB packed {content:7.1f} MB unpacked")
     lines.append(f"  {built.archive}")
     return "\n".join(lines) + "\n"
+
+
+def _builder(or_newest: bool) -> Builder:
+    pinned = Builder()
+    if or_newest:
+        try:
+            pinned.fetch()
+        except Dropped as e:
+            say(f"{e}\nbuilding with the newest packages instead")
+            return Builder(renew.debian_lock())
+    return pinned
 
 
 def _components(one: recipe.Recipe, builder: Builder) -> str:
@@ -56,7 +73,7 @@ def main() -> int:
         if options.verb == "lock":
             renew.renew()
             return 0
-        builder = Builder()
+        builder = _builder(options.verb == "build" and options.or_newest)
         if options.verb == "list":
             sys.stdout.write("".join(_components(one, builder) for one in recipe.IMAGES))
             return 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.images import cache
-from deploy.images.errors import ImageError
+from deploy.images.errors import Dropped, ImageError
 from deploy.images.locks import RENEW, Pin
 from deploy.images.shell import run, say
 
@@ -44,7 +44,7 @@ class Apt:
         return self._run("package lists", "apt-cache", "dumpavail")
 
     def download(self, pins: list[Pin], into: Path) -> None:
-        """Fetch the pinned versions; raises ImageError when the archive has dropped one."""
+        """Fetch the pinned versions; raises Dropped when the archive has not kept one."""
         wanted = [f"{p.name}={p.version}" for p in pins]
         try:
             self._run("packages", "apt-get", "download", "-q", *wanted, cwd=into)
@@ -52,7 +52,7 @@ class Apt:
             if "was not found" not in str(e):
                 raise
             lines = [x for x in str(e).splitlines() if "was not found" in x]
-            raise ImageError(
+            raise Dropped(
                 "the archive no longer has a pinned version (it keeps only the newest):\n"
                 + "\n".join(lines)
                 + f"\n{RENEW}"

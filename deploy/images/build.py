@@ -73,11 +73,16 @@ def locks() -> dict[str, Lock]:
 class Builder:
     """Makes each layer at most once."""
 
-    def __init__(self) -> None:
-        self._locks = locks()
+    def __init__(self, debian: Lock | None = None) -> None:
+        """`debian`: instead of the lock file's."""
+        self._locks = locks() | ({DEBIAN: debian} if debian else {})
         self._epoch = self._locks[DEBIAN].epoch
         self._code = layers.own_code()
         self._made: dict[str, Layer] = {}
+
+    def fetch(self) -> None:
+        """Download now what will be needed; raises Dropped when a package is gone."""
+        apt.fetch(self._locks[DEBIAN].pins)
 
     def layer(self, name: str) -> Layer:
         """The layer of that name."""

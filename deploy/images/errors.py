@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class ImageError(Exception):
     """Carries a message that names the object and the next step; the command prints it."""
+
+
+class Dropped(ImageError):
+    """A pinned package can no longer be had."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from deploy.images import apt, cache, debian, recipe, source, wheels
 from deploy.images.build import BUILD, DEBIAN, RUNTIME, purposes
-from deploy.images.locks import Pin, parse_debian, render_debian, render_wheels
+from deploy.images.locks import Lock, Pin, parse_debian, render_debian, render_wheels
 from deploy.images.shell import say
 
 _DAY: Final = 86400  # seconds
@@ -23,10 +23,8 @@ def renew() -> None:
     wanted = purposes()
     about = {name: {"for": purpose} for name, purpose in wanted.items()}
     about[DEBIAN] |= {"suite": apt.SUITES[0], "architecture": apt.ARCHITECTURE}
-    say("resolving Debian packages")
-    pins = _debian()
-    about[DEBIAN]["epoch"] = str(epoch(pins, time.time()))
-    texts = {DEBIAN: render_debian(about[DEBIAN], pins)}
+    newest = debian_lock()
+    texts = {DEBIAN: render_debian(about[DEBIAN] | dict(newest.about), newest.pins)}
     needs = {RUNTIME: tuple(source.about()["dependencies"]), BUILD: recipe.BUILD}
     for name, requirements in needs.items():
         say(f"resolving {name}")
@@ -35,6 +33,13 @@ def renew() -> None:
         texts[name] = render_wheels(_TITLES[name], about[name], kept)
     for name, text in texts.items():
         (source.HERE / name).write_text(text)
+
+
+def debian_lock() -> Lock:
+    """The newest Debian packages that satisfy the recipe."""
+    say("resolving Debian packages")
+    pins = _debian()
+    return Lock({"epoch": str(epoch(pins, time.time()))}, tuple(pins))
 
 
 def epoch(pins: list[Pin], now: float) -> int:

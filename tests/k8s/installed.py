@@ -40,7 +40,8 @@ def ambit(cluster: Cluster, *words: str, timeout: float = 600) -> subprocess.Com
 def load_images(cluster: Cluster) -> None:
     """Build the images (cached by layer) and import them on both nodes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "deploy.images", "build", "--out", folder]
+        build = ["build", "--or-newest", "--out", folder]
+        command = [sys.executable, "-m", "deploy.images", *build]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         archives = sorted(Path(folder).glob(f"*-{__version__}.tar"))
