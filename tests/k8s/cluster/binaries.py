@@ -15,6 +15,7 @@ from typing import Final
 
 from tests.k8s.cluster.errors import ClusterError
 from tests.k8s.cluster.layout import cache
+from tests.k8s.cluster.locks import exclusive
 
 MODULES: Final = Path(__file__).parent / "modules"
 GO: Final = (1, 26)
@@ -101,29 +102,32 @@ def path(name: str) -> Path:
 
 def build(programs: Iterable[Program] = ALL, say: Callable[[str], None] = print) -> None:
     """Build what is absent or pinned otherwise by now."""
-    todo = [p for p in programs if not _is_current(p)]
-    if not todo:
+    if all(map(_is_current, chosen := list(programs))):
         return
     _check_go()
     folder().mkdir(parents=True, exist_ok=True)
-    for number, program in enumerate(todo, start=1):
-        started = time.monotonic()
-        _build(program)
-        seconds = time.monotonic() - started
-        say(f"built {program.name} ({number}/{len(todo)}) in {seconds:.0f} s")
+    with exclusive(folder() / ".lock", say):
+        todo = [p for p in chosen if not _is_current(p)]  # another may have built some by now
+        for number, program in enumerate(todo, start=1):
+            started = time.monotonic()
+            _build(program)
+            seconds = time.monotonic() - started
+            say(f"built {program.name} ({number}/{len(todo)}) in {seconds:.0f} s")
+
+
+def pin(name: str) -> str:
+    """What tells one build of a program from another."""
+    return _pin(next(p for p in ALL if p.name == name))
 
 
 def module_file(module: str, required: str, file: str) -> Path:
     """A file or folder of a module that one of ours requires, from Go's module cache."""
-    where = _go(MODULES / module, "list", "-mod=mod", "-m", "-f", "{{.Dir}}", required).strip()
-    if not where:
-        where = _download(MODULES / module, required)
+    ask = ("list", "-m", "-f", "{{.Dir}}", required)
+    where = _go(MODULES / module, *ask).strip()
+    if not where:  # its archive was not needed so far
+        _go(MODULES / module, "mod", "download", required)
+        where = _go(MODULES / module, *ask).strip()
     return Path(where) / file
-
-
-def _download(module: Path, required: str) -> str:
-    _go(module, "mod", "download", required)
-    return _go(module, "list", "-m", "-f", "{{.Dir}}", required).strip()
 
 
 def _pin(program: Program) -> str:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.k8s.cluster import binaries, certs, images
+from tests.k8s.cluster import binaries, certs, images, network
 from tests.k8s.cluster.control_plane import ControlPlane
 from tests.k8s.cluster.errors import ClusterError
 from tests.k8s.cluster.layout import Layout
+from tests.k8s.cluster.locks import exclusive
 from tests.k8s.cluster.node import Node
-from tests.k8s.cluster.processes import Place, run
-
-_ACCOUNT_WAIT = 20.0
+from tests.k8s.cluster.processes import run
 
 
 class Cluster:
@@ -36,34 +37,57 @@ class Cluster:
 
     def up(self, say: Callable[[str], None] = lambda _: None) -> None:
         """Start from nothing; what an earlier one of this name left is removed first."""
+        binaries.build(binaries.CLUSTER, say)
+        archives = [images.pause(), images.box()]
+        with exclusive(self.layout.lock, say):
+            self._down()
+            self._up(archives, say)
+
+    def down(self, say: Callable[[str], None] = lambda _: None) -> None:
+        """Remove everything of this cluster, whatever state it is in."""
+        with exclusive(self.layout.lock, say):
+            self._down()
+        with contextlib.suppress(OSError):
+            self.layout.root.parent.rmdir()  # only where no other cluster is
+
+    def _up(self, archives: Sequence[Path], say: Callable[[str], None]) -> None:
         started = time.monotonic()
 
         def tell(what: str) -> None:
             say(f"{time.monotonic() - started:5.1f} s  {what}")
 
-        binaries.build(binaries.CLUSTER, say)
-        archive = images.box()
-        self.down()
         self.layout.root.mkdir(parents=True)
         certs.make(self.layout)
-        self.control_plane.start()
-        tell("API server is ready")
+        network.make(self.layout)
+        with ThreadPoolExecutor() as pool:  # nodes boot while the API server starts
+            boots = [pool.submit(node.boot, archives) for node in self.nodes.values()]
+            self.control_plane.start()
+            tell("the API server is ready")
+            for boot in boots:
+                boot.result()
+        tell("the nodes have booted and have their images")
         for node in self.nodes.values():
-            node.start()
-            tell(f"node {node.name}: containerd answers, kubelet started")
-        for node in self.nodes.values():
-            node.load_image(archive)
+            node.join()
         self.wait_ready()
         tell("both nodes are Ready")
 
-    def down(self) -> None:
-        """Remove everything of this cluster, whatever state it is in."""
+    def _down(self) -> None:
         for node in self.nodes.values():
             node.stop()
         self.control_plane.stop()
         shutil.rmtree(self.layout.root, ignore_errors=True)
-        if self.layout.root.exists():
-            raise ClusterError(f"{self.layout.root} cannot be removed: what is mounted there?")
+        if left := self.leftovers():
+            raise ClusterError(f"of cluster {self.layout.name} is left: {', '.join(left)}")
+
+    def leftovers(self) -> list[str]:
+        """What of it is on this machine: folders, namespaces, control groups, mounts."""
+        layout = self.layout
+        names = [layout.cp_netns, *(n.netns for n in layout.nodes)]
+        groups = [layout.cp_cgroup, *(g for n in layout.nodes for g in n.cgroups)]
+        files = [layout.root, *(Path("/run/netns", n) for n in names), *groups]
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        below = [m for m in mounts if Path(m).is_relative_to(layout.root)]
+        return [*(str(f) for f in files if f.exists()), *below]
 
     def wait_ready(self, seconds: float = 60) -> None:
         """Wait until every node is Ready and pods can be made."""
@@ -100,11 +124,10 @@ class Cluster:
 
     def load_image(self, *archives: Path) -> None:
         """Import archives on every node."""
-        for archive in archives:
-            for node in self.nodes.values():
-                node.load_image(archive)
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(n.load_image, *archives) for n in self.nodes.values()]:
+                done.result()
 
     def run_beside(self, *command: str, timeout: float = 600) -> str:
         """Run a command in the control plane's network namespace, which reaches every address."""
-        place = Place(self.layout.cp_cgroup, self.layout.cp_netns)
-        return run(command, place, timeout=timeout)
+        return run(command, self.control_plane.place, timeout=timeout)

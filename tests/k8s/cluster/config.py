@@ -17,7 +17,6 @@ from tests.k8s.cluster.layout import (
     SERVICE_CIDRS,
     Layout,
     NodeLayout,
-    is_hybrid,
 )
 
 CONTAINERD_SOCKET: Final = "/run/containerd/containerd.sock"
@@ -206,7 +205,7 @@ state = "/run/containerd"
 def kubelet(node: NodeLayout) -> str:
     """KubeletConfiguration."""
     pki = node.root.parent / "pki"
-    found: dict[str, Any] = {
+    found = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "failCgroupV1": False,
@@ -230,9 +229,6 @@ def kubelet(node: NodeLayout) -> str:
         "registryPullQPS": 50,
         "shutdownGracePeriod": "0s",
     }
-    if is_hybrid():
-        # Two nodes share the machine's hierarchies; on one with cgroup2 alone each has its subtree.
-        found["cgroupRoot"] = f"/{node.cluster}-{node.name}"
     return yaml.safe_dump(found)
 
 

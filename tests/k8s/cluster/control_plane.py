@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import urllib.request
+from collections.abc import Iterator
 
 import yaml
 
@@ -19,7 +21,7 @@ class ControlPlane:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.place = Place(layout.cp_cgroup, layout.cp_netns)
+        self.place = Place((layout.cp_cgroup,), layout.cp_netns)
         self.etcd = Part("etcd", layout.logs)
         self.apiserver = Part("kube-apiserver", layout.logs)
         self._controllers = Part("kube-controller-manager", layout.logs)
@@ -28,8 +30,7 @@ class ControlPlane:
         self._forward = Forward(layout)
 
     def start(self) -> None:
-        """Start everything; returns when the API server is ready and cluster DNS declared."""
-        network.make(self.layout)
+        """Start everything, in a network that is there; cluster DNS is declared when it returns."""
         self.etcd.start(self.place, [str(binaries.path("etcd")), *config.etcd(self.layout)])
         self.start_apiserver()
         self._run(self._controllers, config.controller_manager(self.layout))
@@ -48,6 +49,15 @@ class ControlPlane:
     def stop_apiserver(self) -> None:
         """Stop the API server alone."""
         self.apiserver.stop()
+
+    @contextlib.contextmanager
+    def without_apiserver(self) -> Iterator[None]:
+        """Run the block while there is no API server; one is ready again after it."""
+        self.stop_apiserver()
+        try:
+            yield
+        finally:
+            self.start_apiserver()
 
     def stop(self) -> None:
         """End all of it."""

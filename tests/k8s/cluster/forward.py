@@ -38,7 +38,7 @@ class Forward:
         if self._part.pid:
             return
         self._file.unlink(missing_ok=True)
-        place = Place(self._layout.cp_cgroup, "")
+        place = Place((self._layout.cp_cgroup,), "")
         words = [sys.executable, "-m", __name__, self._layout.cp_netns, str(self._file)]
         self._part.start(place, words, {"PYTHONPATH": str(_REPOSITORY)})
         wait_until("the forward listens", 10, self._file.exists, self._part)

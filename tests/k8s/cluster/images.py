@@ -8,17 +8,21 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from tests.k8s.cluster import binaries, certs, config
 from tests.k8s.cluster.errors import ClusterError
 from tests.k8s.cluster.layout import cache
+from tests.k8s.cluster.locks import exclusive
+from tests.k8s.cluster.processes import run
 
 BOX: Final = "ambit.test/box:1"
 FORTIO: Final = "ambit.test/fortio:1"
 _BOX_PROGRAMS: Final = ("bash", "sh", "cat", "sleep", "ls", "env", "curl", "python3.11", "ip", "ss")
+_BOX_PACKAGES: Final = ("bash", "coreutils", "curl", "iproute2", "libc6", "libpython3.11-stdlib")
 _TREES: Final = ("/usr/lib/python3.11",)
 _PAUSE_C: Final = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
 _IMAGE: Final = re.compile(r"image:\s*(\S*/gateway-api/(echo-\w+):\S+)")
@@ -26,22 +30,23 @@ _IMAGE: Final = re.compile(r"image:\s*(\S*/gateway-api/(echo-\w+):\S+)")
 
 def pause() -> Path:
     """What holds a pod's namespaces."""
-    output = cache() / "img" / "pause.tar"
-    if not output.exists():
-        program = cache() / "bin" / "pause"
-        program.parent.mkdir(parents=True, exist_ok=True)
-        words = ["gcc", "-Os", "-static", "-x", "c", "-o", str(program), "-"]
-        done = subprocess.run(words, input=_PAUSE_C.encode(), capture_output=True, check=False)
-        if done.returncode:
-            raise ClusterError(f"pause does not compile: {done.stderr.decode()[-300:]}")
-        write_image(output, [config.PAUSE], ["/pause"], {"/pause": program})
-    return output
+
+    def make(output: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder, "pause")
+            words = ["gcc", "-Os", "-static", "-x", "c", "-o", str(program), "-"]
+            done = subprocess.run(words, input=_PAUSE_C.encode(), capture_output=True, check=False)
+            if done.returncode:
+                raise ClusterError(f"pause does not compile: {done.stderr.decode()[-300:]}")
+            write_image(output, [config.PAUSE], ["/pause"], {"/pause": program})
+
+    return _archive("pause", _PAUSE_C, make)
 
 
 def box() -> Path:
     """This machine's own shell, curl and Python with the libraries they need."""
-    output = cache() / "img" / "box.tar"
-    if not output.exists():
+
+    def make(output: Path) -> None:
         programs = [Path("/usr/bin", p) for p in _BOX_PROGRAMS]
         files = {str(p): p.resolve() for p in [*programs, *_libraries(programs)] if p.exists()}
         for tree in map(Path, _TREES):
@@ -51,16 +56,19 @@ def box() -> Path:
         files |= {str(p): p.resolve() for p in _libraries(modules)}
         files |= {"/usr/bin/python3": Path("/usr/bin/python3.11")}
         write_image(output, [BOX], ["/usr/bin/sleep", "infinity"], files)
-    return output
+
+    words = ["dpkg-query", "-W", "-f=${Package} ${Version}\n", *_BOX_PACKAGES]
+    return _archive("box", run(words), make)
 
 
 def fortio() -> Path:
     """Server and load generator."""
-    output = cache() / "img" / "fortio.tar"
     program = binaries.path("fortio")
-    if not output.exists():
+
+    def make(output: Path) -> None:
         write_image(output, [FORTIO], ["/usr/bin/fortio", "server"], {"/usr/bin/fortio": program})
-    return output
+
+    return _archive("fortio", binaries.pin("fortio"), make)
 
 
 def conformance() -> list[Path]:
@@ -70,21 +78,44 @@ def conformance() -> list[Path]:
     for manifest in suite.rglob("*.yaml"):
         for tag, name in _IMAGE.findall(manifest.read_text()):
             tags[name].add(tag)
-    basic, advanced = cache() / "img" / "echo-basic.tar", cache() / "img" / "echo-advanced.tar"
-    if not basic.exists():
+
+    def basic(output: Path) -> None:
         program = {"/echo-basic": binaries.path("echo-basic")}
-        write_image(basic, sorted(tags["echo-basic"]), ["/echo-basic"], program)
-    if not advanced.exists():
-        client, server = binaries.path("echo-client"), binaries.path("echo-server")
-        files: dict[str, Path | bytes] = {
-            "/usr/local/bin/client": client,
-            "/usr/local/bin/server": server,
-        }
+        write_image(output, sorted(tags["echo-basic"]), ["/echo-basic"], program)
+
+    def advanced(output: Path) -> None:
         key, cert = certs.self_signed("echo")
-        files["/cert.crt"] = cert
-        files["/cert.key"] = key
-        write_image(advanced, sorted(tags["echo-advanced"]), ["/usr/local/bin/server"], files)
-    return [basic, advanced]
+        files: dict[str, Path | bytes] = {
+            "/usr/local/bin/client": binaries.path("echo-client"),
+            "/usr/local/bin/server": binaries.path("echo-server"),
+            "/cert.crt": cert,
+            "/cert.key": key,
+        }
+        write_image(output, sorted(tags["echo-advanced"]), ["/usr/local/bin/server"], files)
+
+    named = str(sorted((name, sorted(found)) for name, found in tags.items()))
+    pins = binaries.pin("echo-client") + binaries.pin("echo-server")
+    return [
+        _archive("echo-basic", binaries.pin("echo-basic") + named, basic),
+        _archive("echo-advanced", pins + named, advanced),
+    ]
+
+
+def _archive(name: str, made_of: str, make: Callable[[Path], None]) -> Path:
+    """The archive of what `made_of` tells apart, made when it is not there; older ones go."""
+    code = Path(__file__).read_text()
+    digest = hashlib.sha256(f"{made_of}\0{code}".encode()).hexdigest()[:12]
+    output = cache() / "img" / f"{name}-{digest}.tar"
+    if not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(output.parent / f".{name}.lock", lambda _: None):
+            if not output.exists():
+                unfinished = output.with_suffix(".new")
+                make(unfinished)
+                for old in output.parent.glob(f"{name}-[0-9a-f]*.tar"):
+                    old.unlink()
+                unfinished.rename(output)
+    return output
 
 
 def _libraries(programs: Iterable[Path]) -> list[Path]:
@@ -117,13 +148,10 @@ def write_image(
     ).encode()
     name = f"{hashlib.sha256(image).hexdigest()}.json"
     manifest = [{"Config": name, "RepoTags": list(tags), "Layers": ["layer.tar"]}]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_suffix(".new")
-    with tarfile.open(unfinished, "w") as archive:
+    with tarfile.open(output, "w") as archive:
         _add(archive, name, image)
         _add(archive, "layer.tar", layer)
         _add(archive, "manifest.json", json.dumps(manifest).encode())
-    unfinished.rename(output)
 
 
 def _layer(files: Mapping[str, Path | bytes]) -> bytes:

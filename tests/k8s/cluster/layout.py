@@ -29,14 +29,30 @@ DOMAIN: Final = "cluster.local"
 API_PORT: Final = 6443
 ETCD_PORT: Final = 2379
 TRUST: Final = "/etc/kubernetes"
-CGROUP2: Final = Path("/sys/fs/cgroup/unified")
 CGROUP: Final = Path("/sys/fs/cgroup")
-V1: Final = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd")
+_NODES_OWN: Final = ("/run", "/etc", "/opt", "/var/lib", "/var/log", "/proc", "/sys")
 
 
 def cache() -> Path:
     """Where binaries and images are kept between runs."""
-    return Path(os.environ.get("AMBIT_CACHE") or Path.home() / ".cache" / "ambit") / "k8s"
+    chosen = Path(os.environ.get("AMBIT_CACHE") or Path.home() / ".cache" / "ambit")
+    return _seen_by_nodes(chosen, "AMBIT_CACHE") / "k8s"
+
+
+def clusters() -> Path:
+    """The folder of all clusters."""
+    chosen = Path(os.environ.get("AMBIT_CLUSTERS") or "/var/tmp/ambit-k8s")
+    return _seen_by_nodes(chosen, "AMBIT_CLUSTERS")
+
+
+def _seen_by_nodes(folder: Path, variable: str) -> Path:
+    for own in _NODES_OWN:
+        if folder.resolve().is_relative_to(own):
+            raise ClusterError(
+                f"{variable}: {folder} is below {own}, of which every node has its own and would "
+                "not see it: choose another folder"
+            )
+    return folder.absolute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +82,19 @@ class NodeLayout:
         return self.root / "disk"
 
     @property
+    def cgroups(self) -> tuple[Path, ...]:
+        """Its control groups, one in every hierarchy, cgroup2 first: its processes are below."""
+        return tuple(top / f"{self.cluster}-{self.name}" for top in hierarchies())
+
+    @property
     def cgroup(self) -> Path:
-        """Its cgroup2 root: every process of the node is below it."""
-        return cgroup2_root() / f"{self.cluster}-{self.name}"
+        """Its cgroup2."""
+        return self.cgroups[0]
+
+    def service_cgroups(self, service: str) -> tuple[Path, ...]:
+        """As the node sees them: where systemd would have a service, in cgroup2."""
+        v2, *v1 = hierarchies()
+        return v2 / "system.slice" / f"{service}.service", *v1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +109,12 @@ class Layout:
         """The layout of a cluster; raises ClusterError for a name that cannot be one."""
         if not re.fullmatch(r"[a-z][a-z0-9]{0,7}", name):
             raise ClusterError(f"--name {name}: 1 to 8 lower-case letters and digits are needed")
-        base = Path(os.environ.get("AMBIT_CLUSTERS", "/var/tmp/ambit-k8s"))
-        return cls(name, base / name)
+        return cls(name, clusters() / name)
+
+    @property
+    def lock(self) -> Path:
+        """Held while the cluster is started or removed."""
+        return self.root.with_name(f".{self.name}.lock")
 
     @property
     def cp_netns(self) -> str:
@@ -110,18 +140,20 @@ class Layout:
 
     @property
     def cp_cgroup(self) -> Path:
-        return cgroup2_root() / f"{self.name}-cp"
+        return hierarchies()[0] / f"{self.name}-cp"
 
     @property
     def server(self) -> str:
         return f"https://{CP_V4}:{API_PORT}"
 
 
-def is_hybrid() -> bool:
-    """Say whether cgroup2 is mounted beside the old hierarchies, which have the controllers."""
-    return (CGROUP2 / "cgroup.procs").exists()
-
-
-def cgroup2_root() -> Path:
-    """Where cgroup2 is mounted."""
-    return CGROUP2 if is_hybrid() else CGROUP
+def hierarchies(top: Path = CGROUP) -> tuple[Path, ...]:
+    """Where control groups are mounted, cgroup2 first; on a pure cgroup2 machine that is all."""
+    if (top / "cgroup.controllers").exists():
+        return (top,)
+    mounts = [p for p in sorted(top.iterdir()) if p.is_dir() and not p.is_symlink()]
+    v1 = [p for p in mounts if (p / "tasks").exists()]
+    v2 = [p for p in mounts if (p / "cgroup.procs").exists() and p not in v1]
+    if not v2:
+        raise ClusterError(f"no cgroup2 below {top}: mount -t cgroup2 none {top}/unified")
+    return (v2[0], *v1)

@@ -37,7 +37,7 @@ def add_node(layout: Layout, node: NodeLayout) -> None:
     """The node's namespace, wired to the bridge, with routes to the other nodes' pods."""
     _add_netns(node.netns)
     v4, v6 = node.addresses
-    port = f"to-{node.name}"
+    port = _port(node)
     run(["ip", "link", "add", port, "netns", layout.cp_netns, "type", "veth", "peer", "name",
          "eth0", "netns", node.netns])  # fmt: skip
     _ip(layout.cp_netns, [f"link set {port} master br0 up"])
@@ -59,10 +59,21 @@ def add_node(layout: Layout, node: NodeLayout) -> None:
     )
 
 
+def unplug(layout: Layout, node: NodeLayout) -> None:
+    """Cut the node's wire, if there is one."""
+    words = ["ip", "-n", layout.cp_netns, "link", "del", _port(node)]
+    subprocess.run(words, capture_output=True, check=False)
+
+
 def remove(names: Iterable[str]) -> None:
     """Drop namespaces; what is wired to them goes with them."""
     for name in names:
         subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _port(node: NodeLayout) -> str:
+    """The bridge's end of the node's wire."""
+    return f"to-{node.name}"
 
 
 def _routes(node: NodeLayout) -> list[tuple[str, str]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from lab import cgroups
 from tests.k8s.cluster import binaries, config, network
 from tests.k8s.cluster.errors import ClusterError
-from tests.k8s.cluster.layout import CGROUP, V1, Layout, NodeLayout, is_hybrid
-from tests.k8s.cluster.processes import Part, Place, run, wait_until
+from tests.k8s.cluster.layout import Layout, NodeLayout
+from tests.k8s.cluster.processes import Part, Place, parent, run, wait_until
 
 _INIT: Final = Path(__file__).parent / "node_init.sh"
 _PLUGINS: Final = Path("/usr/lib/cni")
@@ -30,13 +32,13 @@ class Node:
         self.kubelet = Part("kubelet", node.root / "log")
         self.kube_proxy = Part("kube-proxy", node.root / "log")
 
-    @property
-    def place(self) -> Place:
-        """Where commands of this node run."""
+    def place(self, service: str = "shell") -> Place:
+        """Where a service of this node runs, or a command given on it."""
         pid = self._init.pid
         if not pid:
-            raise ClusterError(f"node {self.name} is down")
-        return Place(self.node.cgroup, self.node.netns, pid)
+            raise ClusterError(f"node {self.name} of cluster {self.layout.name} is down")
+        own = self.node.service_cgroups(service)
+        return Place((self.layout.cp_cgroup,), self.node.netns, pid, own)
 
     @property
     def containerd_bin(self) -> Path:
@@ -46,22 +48,31 @@ class Node:
     # ---- life --------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Boot: namespaces and mounts, then the processes. Does not wait for Ready."""
+        """Power on. Does not wait for Ready."""
+        self.boot()
+        self.join()
+
+    def boot(self, archives: Sequence[Path] = ()) -> None:
+        """Namespaces, mounts, containerd, and images that it has not yet."""
         self._write_files()
         network.add_node(self.layout, self.node)
         self._make_cgroups()
-        self._boot()
+        self._start_init()
         self.start_containerd()
-        self._load_pause()
+        self.load_image(*archives)
+
+    def join(self) -> None:
+        """Start what makes it a node of the cluster."""
         self.start_kubelet()
         self.start_kube_proxy()
 
     def stop(self) -> None:
-        """Cut the power: every process, the namespaces, all that is not on disk."""
-        for path in self._all_cgroups():
+        """Cut the power: the wire, every process, the namespaces, all that is not on disk."""
+        network.unplug(self.layout, self.node)  # first: nobody is told that connections end
+        for path in self.node.cgroups:
             cgroups.kill(path)
         network.remove([self.node.netns])
-        for path in self._all_cgroups():
+        for path in self.node.cgroups:
             cgroups.remove(path)
 
     def reboot(self) -> None:
@@ -74,29 +85,36 @@ class Node:
         file = self.node.root / "containerd.toml"
         binary = self.containerd_bin / "containerd"
         path = f"{self.containerd_bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        self.containerd.start(self.place, [str(binary), "-c", str(file)], {"PATH": path})
+        self.containerd.start(
+            self.place("containerd"), [str(binary), "-c", str(file)], {"PATH": path}
+        )
         wait_until(f"containerd of {self.name} answers", 20, self._answers, self.containerd)
 
     def start_kubelet(self) -> None:
         """Start the kubelet."""
         words = [str(binaries.path("kubelet")), *config.kubelet_args(self.node)]
-        self.kubelet.start(self.place, words)
+        self.kubelet.start(self.place("kubelet"), words)
 
     def start_kube_proxy(self) -> None:
         """Start kube-proxy."""
         words = [str(binaries.path("kube-proxy")), f"--config={self.node.root}/kube-proxy.yaml"]
-        self.kube_proxy.start(self.place, [*words, "--v=2"])
+        self.kube_proxy.start(self.place("kube-proxy"), [*words, "--v=2"])
 
     def restart_containerd(self) -> None:
         """As systemd would after a crash: pods run on under their shims."""
         self.containerd.stop(signal.SIGKILL)
         self.start_containerd()
 
+    def restart_kubelet(self) -> None:
+        """As systemd would after a crash."""
+        self.kubelet.stop(signal.SIGKILL)
+        self.start_kubelet()
+
     # ---- use ---------------------------------------------------------------------------------
 
     def run(self, *command: str, timeout: float = 60) -> str:
         """Run a command on the node, as root, in its namespaces."""
-        return run(command, self.place, timeout=timeout)
+        return run(command, self.place(), timeout=timeout)
 
     def ctr(self, *words: str, timeout: float = 120) -> str:
         """Run ctr in the namespace of the kubelet's containers."""
@@ -105,9 +123,26 @@ class Node:
             ctr, "-a", config.CONTAINERD_SOCKET, "-n", "k8s.io", *words, timeout=timeout
         )
 
-    def load_image(self, archive: Path) -> None:
-        """Import a docker or OCI archive."""
-        self.ctr("images", "import", "--platform", "linux/amd64", str(archive))
+    def load_image(self, *archives: Path) -> None:
+        """Import docker or OCI archives."""
+        for archive in archives:
+            self.ctr("images", "import", "--platform", "linux/amd64", str(archive.resolve()))
+
+    @contextlib.contextmanager
+    def capture(self, *expression: str, interface: str = "eth0") -> Iterator[Path]:
+        """Record packets while the block runs (pcap-filter(7)); the file is whole after it."""
+        file = self.node.root / f"{interface}.pcap"
+        file.unlink(missing_ok=True)
+        tcpdump = Part("tcpdump", self.node.root / "log")
+        tcpdump.log.unlink(missing_ok=True)
+        # -Z root: it would write as a user who may not; -U: what it read is in the file at once.
+        words = ["tcpdump", "-Z", "root", "-U", "--immediate-mode", "-n", "-i", interface]
+        tcpdump.start(self.place("tcpdump"), [*words, "-w", str(file), *expression])
+        try:
+            wait_until("tcpdump listens", 10, lambda: "listening on" in tcpdump.tail(), tcpdump)
+            yield file
+        finally:
+            tcpdump.stop(signal.SIGINT)
 
     # ---- parts -------------------------------------------------------------------------------
 
@@ -117,12 +152,6 @@ class Node:
         except ClusterError:
             return False
         return True
-
-    def _load_pause(self) -> None:
-        if config.PAUSE not in self.ctr("images", "ls", "-q"):
-            from tests.k8s.cluster import images
-
-            self.load_image(images.pause())
 
     def _write_files(self) -> None:
         node = self.node
@@ -142,25 +171,26 @@ class Node:
         (node.root / "kube-proxy.yaml").write_text(config.kube_proxy(node))
 
     def _make_cgroups(self) -> None:
-        for path in self._all_cgroups():
+        """Control groups that can do what a machine's own roots can."""
+        for path in self.node.cgroups:
             cgroups.make(path)
-            if path.parent.name == "cpuset":
-                for file in ("cpuset.cpus", "cpuset.mems"):
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if (path / file).exists() and (path.parent / "tasks").exists():
                     (path / file).write_text((path.parent / file).read_text())
+        if len(self.node.cgroups) == 1:  # there they come from above, one level at a time
+            root = self.node.cgroup.parent
+            for controller in (root / "cgroup.controllers").read_text().split():
+                (root / "cgroup.subtree_control").write_text(f"+{controller}")
 
-    def _all_cgroups(self) -> list[Path]:
-        """cgroup2 first: every process of the node is in it."""
-        if not is_hybrid():
-            return [self.node.cgroup]
-        name = f"{self.node.cluster}-{self.node.name}"
-        return [self.node.cgroup, *(CGROUP / each / name for each in V1)]
-
-    def _boot(self) -> None:
-        """A process that holds the node's mount and UTS namespaces, and made what is in them."""
-        place = Place(self.node.cgroup, self.node.netns)
-        words = ["unshare", "--mount", "--uts", "--propagation", "private", "--"]
+    def _start_init(self) -> None:
+        """PID 1 of the node: makes what is in its namespaces, and holds them."""
+        place = Place(self.node.cgroups, self.node.netns)
+        words = ["unshare", "--mount", "--uts", "--pid", "--cgroup", "--fork",
+                 "--propagation", "private", "--"]  # fmt: skip
         script = ["/bin/bash", str(_INIT), self.name, str(self.node.disk), str(self.node.cgroup)]
         ready = self.node.root / "booted"
         ready.unlink(missing_ok=True)
-        self._init.start(place, [*words, *script, str(ready)])
-        wait_until(f"node {self.name} boots", 10, ready.exists, self._init)
+        pid = self._init.start(place, [*words, *script, str(ready)], forks=True)
+        wait_until(f"node {self.name} boots", 20, ready.exists, self._init)
+        # Whoever waits for it outside: seen in there as pid 0, and groups with children want none.
+        (self.layout.cp_cgroup / "cgroup.procs").write_text(parent(pid))

@@ -1,4 +1,4 @@
-"""Processes of a cluster: started in the namespaces and the control group they belong to.
+"""Processes of a cluster: started in the namespaces and the control groups they belong to.
 
 A part is known by its pid and the start time of that pid: numbers come again.
 """
@@ -10,29 +10,53 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from lab import cgroups
 from tests.k8s.cluster.errors import ClusterError
 
+# Parts get no proxy settings and the like of whoever starts the cluster.
+_ENV: Final = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
+_JOIN: Final = (
+    'for g in $0; do [ -d $g ] || mkdir -p $g; echo 0 >$g/cgroup.procs || exit; done; exec "$@"'
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where processes run: a control group, a network namespace, and that of a process's mounts."""
+    """Where processes run: control groups, and namespaces."""
 
-    cgroup: Path
+    cgroups: tuple[Path, ...]  # joined first
     netns: str  # "": the machine's own
-    inside: int = 0  # pid whose mount and UTS namespaces to join; 0: stay in ours
+    init: int = 0  # pid of a node's init, all of whose namespaces are joined; 0: only netns
+    own: tuple[Path, ...] = ()  # the control groups to join in there, as seen from in there
 
     def wrap(self, command: Sequence[str]) -> list[str]:
         """The command line that runs a command there."""
-        if self.inside:
-            return ["nsenter", "-t", str(self.inside), "-m", "-u", "-n", "--", *command]
-        if not self.netns:
-            return list(command)
-        return ["nsenter", f"--net=/run/netns/{self.netns}", "--", *command]
+        return [*_join(self.cgroups), *self._enter(), *_join(self.own), *command]
+
+    def wrap_for_now(self, command: Sequence[str]) -> list[str]:
+        """As wrap(), for a command that ends when whoever runs it does."""
+        return self.wrap(["setpriv", "--pdeathsig", "KILL", *command])
+
+    def _enter(self) -> list[str]:
+        if self.init:
+            # Joining a PID namespace takes a fork: the first process only waits for the second.
+            return ["nsenter", "-t", str(self.init), "-m", "-u", "-n", "-p", "-C", "--"]
+        return ["nsenter", f"--net=/run/netns/{self.netns}", "--"] if self.netns else []
+
+
+def _join(groups: Iterable[Path]) -> list[str]:
+    """Put in front of a command: it is in these groups, and nothing it starts is ever outside."""
+    names = " ".join(map(str, groups))
+    return ["/bin/sh", "-c", _JOIN, names] if names else []
 
 
 class Part:
@@ -52,24 +76,32 @@ class Part:
             return 0
         return int(pid) if start_time(int(pid)) == started else 0
 
-    def start(self, place: Place, command: Sequence[str], env: dict[str, str] | None = None) -> int:
-        """Start it, unless it lives."""
+    def start(
+        self,
+        place: Place,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        forks: bool = False,
+    ) -> int:
+        """Start it, unless it lives; forks: the command's only child is what counts."""
         if self.pid:
             return self.pid
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        cgroups.make(place.cgroup)
+        for group in place.cgroups:  # so that the shell in front needs no child of its own
+            cgroups.make(group)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                _born_in(place.cgroup, place.wrap(command)),
+                place.wrap(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd="/",
                 start_new_session=True,
-                env={**os.environ, **(env or {})},
+                env={**_ENV, **(env or {})},
             )
-        self._pid_file.write_text(f"{process.pid} {start_time(process.pid)}")
-        return process.pid
+        pid = _child(process) if forks or place.init else process.pid
+        self._pid_file.write_text(f"{pid} {start_time(pid)}")
+        return pid
 
     def stop(self, number: int = signal.SIGTERM, patience: float = 5.0) -> None:
         """End it and wait; SIGKILL when it does not."""
@@ -101,20 +133,36 @@ class Part:
             return "it wrote nothing"
 
 
-def _born_in(cgroup: Path, command: Sequence[str]) -> list[str]:
-    """Join a control group, then become the command: nothing it starts is ever outside."""
-    script = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
-    return ["/bin/sh", "-c", script, str(cgroup), *command]
+def _child(process: subprocess.Popen[bytes], patience: float = 5.0) -> int:
+    """The first child of a process; the process itself when it ended without one."""
+    file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + patience
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if pids := file.read_text().split():
+                return int(pids[0])
+        time.sleep(0.002)
+    return process.pid
 
 
 def start_time(pid: int) -> str:
     """When a process started, in ticks since boot (proc(5) field 22); "" when it is gone."""
+    fields = _stat(pid)
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def parent(pid: int) -> str:
+    """The pid of a process's parent (proc(5) field 4); "" when it is gone."""
+    return _stat(pid)[1]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the third on; empty ones when the process is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return ""
-    fields = stat.rsplit(")", 1)[1].split()
-    return "" if fields[0] in "ZX" else fields[19]
+        return [""] * 20
+    return stat.rsplit(")", 1)[1].split()  # what is in parentheses may hold anything
 
 
 def run(
@@ -124,7 +172,7 @@ def run(
     timeout: float = 60,
 ) -> str:
     """Run to the end; raises ClusterError with what it said."""
-    words = place.wrap(command) if place else list(command)
+    words = place.wrap_for_now(command) if place else list(command)
     try:
         done = subprocess.run(words, input=data, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired as error:
