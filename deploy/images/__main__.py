@@ -8,8 +8,7 @@ from pathlib import Path
 
 from deploy.images import layers, recipe, renew, source
 from deploy.images.build import Builder, Built, Wanted, build
-from deploy.images.errors import Dropped, ImageError
-from deploy.images.shell import say
+from deploy.images.errors import ImageError
 from mesh import __version__
 
 _MB = 1e6
@@ -46,17 +45,6 @@ def _show(built: Built) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _builder(or_newest: bool) -> Builder:
-    pinned = Builder()
-    if or_newest:
-        try:
-            pinned.fetch()
-        except Dropped as e:
-            say(f"{e}\nbuilding with the newest packages instead")
-            return Builder(renew.debian_lock())
-    return pinned
-
-
 def _components(one: recipe.Recipe, builder: Builder) -> str:
     lines = [f"{one.name}: {one.title}"]
     for layer in map(builder.layer, one.layers):
@@ -73,7 +61,8 @@ def main() -> int:
         if options.verb == "lock":
             renew.renew()
             return 0
-        builder = _builder(options.verb == "build" and options.or_newest)
+        or_newest = options.verb == "build" and options.or_newest
+        builder = renew.newest() if or_newest else Builder()
         if options.verb == "list":
             sys.stdout.write("".join(_components(one, builder) for one in recipe.IMAGES))
             return 0

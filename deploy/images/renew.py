@@ -7,7 +7,8 @@ from collections.abc import Collection
 from typing import Final
 
 from deploy.images import apt, cache, debian, recipe, source, wheels
-from deploy.images.build import BUILD, DEBIAN, RUNTIME, purposes
+from deploy.images.build import BUILD, DEBIAN, RUNTIME, Builder, purposes
+from deploy.images.errors import Dropped
 from deploy.images.locks import Lock, Pin, parse_debian, render_debian, render_wheels
 from deploy.images.shell import say
 
@@ -33,6 +34,17 @@ def renew() -> None:
         texts[name] = render_wheels(_TITLES[name], about[name], kept)
     for name, text in texts.items():
         (source.HERE / name).write_text(text)
+
+
+def newest() -> Builder:
+    """A builder with the pinned packages, or the newest where the archive has dropped one."""
+    pinned = Builder()
+    try:
+        pinned.fetch()
+    except Dropped as e:
+        say(f"{e}\nbuilding with the newest packages instead")
+        return Builder(debian_lock())
+    return pinned
 
 
 def debian_lock() -> Lock:

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from deploy.images import recipe, source, unpack, wheels
+from deploy.images import recipe, renew, source, unpack, wheels
 from deploy.images.build import Builder
 from deploy.images.recipe import Recipe
 
@@ -61,7 +61,7 @@ class Unpacked:
 @pytest.fixture(scope="module")
 def builder() -> Builder:
     """Makes layers, most of them made before."""
-    return Builder()
+    return renew.newest()
 
 
 @pytest.fixture(scope="module")
