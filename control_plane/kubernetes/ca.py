@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 Object = dict[str, Any]
 _KEPT: Final = ("name", "labels", "annotations")  # of a Secret that is put back
 _ENDING: Final = datetime.timedelta(days=30)
+_LISTING: Final = 0.05  # seconds between looks at whether all is listed
 TICK: Final = 2.0  # seconds between looks at the clock; changes are seen at once
 
 
@@ -147,12 +148,17 @@ class ClusterCa:
 
     def _wait(self) -> None:
         """Until the clock must be looked at again, or something that is read has changed."""
-        self._news.wait(TICK * (0.75 + 0.5 * random.random()))
+        pause = TICK * (0.75 + 0.5 * random.random()) if self._listed else _LISTING
+        self._news.wait(pause)
         self._news.clear()
+
+    @property
+    def _listed(self) -> bool:
+        return self._maps.listed and all(r.listed for r in self._reflectors.values())
 
     def tick(self) -> None:
         """Look at everything once and do what is due."""
-        if not all(r.listed for r in self._reflectors.values()) or not self._maps.listed:
+        if not self._listed:
             return
         now = self._clock()
         self._read_secrets(now)
