@@ -119,6 +119,8 @@ def _objects_of(kube: Kube, crd: Object) -> Iterator[Object]:
 def _remove_namespace(kube: Kube, inventory: Inventory, console: Console) -> None:
     namespace = inventory.namespace
     if not inventory.created_namespace:
+        # Applied without a field, whatever we alone had set is taken back: labels, annotations.
+        kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         console.mark(NOTE, f"left: namespace {namespace}, which was there before")
         return
     others = strangers(_inside(kube, namespace))

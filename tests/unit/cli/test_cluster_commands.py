@@ -238,6 +238,9 @@ def test_a_purge_takes_nothing_of_others(shell: Shell) -> None:
     assert "left: Secret istio-system/istio-ca-secret, which Ambit did not make" in said
     assert "has objects: AuthorizationPolicy shop/mine" in said
     assert "left: namespace istio-system, which was there before" in said
+    namespace = shell.kube.get(Ref("v1", "Namespace", "", "istio-system"))
+    assert namespace is not None
+    assert "labels" not in namespace["metadata"]
     assert shell.kube.names("CustomResourceDefinition") == [
         "authorizationpolicies.security.istio.io"
     ]
