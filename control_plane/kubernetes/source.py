@@ -10,6 +10,7 @@ import logging
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from mesh.manifest import Key
 
 log = logging.getLogger(__name__)
 
-_JOIN: Final = 1.0  # seconds that a watch gets to end; its thread is a daemon
+_JOIN: Final = 1.0  # seconds that watches get to end; their threads are daemons
 
 
 class ObjectCache:
@@ -174,5 +175,6 @@ class KubernetesSource:
         """Stop watching; what was read stays."""
         for reflector in self._reflectors.values():
             reflector.stop()
+        end = time.monotonic() + _JOIN
         for reflector in self._reflectors.values():
-            reflector.join(_JOIN)
+            reflector.join(max(0.0, end - time.monotonic()))
