@@ -79,12 +79,26 @@ class Datapath:
             return cls._open(p, cgroup, proxy_cgroup)
 
     @classmethod
-    def _open(cls, p: Pins, cgroup: Path, proxy_cgroup: Path | None) -> Datapath:
+    def prepare(cls, pins: Path) -> None:
+        """Compile and load what `open` will attach, beside whatever runs; raises Unsupported."""
+        p = Pins(pins)
+        p.make()
+        with p.lock():
+            cls._loaded(p)
+
+    @staticmethod
+    def _loaded(p: Pins) -> dict[str, Any]:
+        """Have this build's programs and maps pinned; gives their description."""
         maps, build = p.maps(sources.layout_digest()), p.build(sources.digest())
         meta = _read_meta(maps) if (build / _SK_LOOKUP.name).exists() else None
         if meta is None or meta.get("build") != sources.digest() or loader.disabled():
             meta = _load(maps, build)
-        datapath = cls(p, meta)
+        return meta
+
+    @classmethod
+    def _open(cls, p: Pins, cgroup: Path, proxy_cgroup: Path | None) -> Datapath:
+        maps, build = p.maps(sources.layout_digest()), p.build(sources.digest())
+        datapath = cls(p, cls._loaded(p))
         try:
             datapath._proxy_cgroup = proxy_cgroup
             datapath._follow_proxy()
@@ -293,6 +307,13 @@ class Datapath:
                 pod = decode(self._pod, raw)
                 found[pod.uid] = pod
         return found
+
+    def served(self, uid: str) -> bool:
+        """Whether the listener that a captured pod's connections are steered to lives."""
+        pod = self.captured().get(uid)
+        return pod is not None and all(
+            self._map["listeners"].get(key_of(address)) is not None for address in pod.addresses
+        )
 
     def counters(self) -> dict[str, int]:
         """Give the totals of events by name, e.g. `connect4_captured`."""

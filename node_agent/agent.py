@@ -59,6 +59,7 @@ class Agent:
         self._grace = grace
         self._metrics = metrics
         self._welcome = welcome
+        self._processes: dict[int, int] = {}  # connection of a proxy -> its process
         self._turned: dict[str, list[asyncio.Future[None]]] = {}  # who waits for a pod's next turn
         self._loop = asyncio.get_running_loop()
         self._server = ZdsServer(zds_path, self)
@@ -142,7 +143,10 @@ class Agent:
         """Take a proxy's connection (ZdsServer)."""
         if self._welcome:
             self._welcome(pid)
-        return self.hub.connected(time.monotonic())
+        number = self.hub.connected(time.monotonic())
+        self._processes[number] = pid
+        self._sandboxes.reclaimer.processes = set(self._processes.values())
+        return number
 
     def proxy_received(self, number: int, data: bytes) -> None:
         """Take a proxy's datagram (ZdsServer)."""
@@ -152,6 +156,7 @@ class Agent:
     def proxy_disconnected(self, number: int) -> None:
         """Take note of a proxy's end (ZdsServer)."""
         log.info("ztunnel %d disconnected", number)
+        self._forget_process(number)
         self._outputs.extend(self.hub.disconnected(number, time.monotonic()))
         self._mark_all()
         self._settle()
@@ -253,7 +258,8 @@ class Agent:
         if sandbox is not None:
             machine.adopt(captured=hooked or sandbox.mode == NFTABLES)
         elif hooked or pod.marked:
-            machine.remains()
+            served = hooked and self.ways.ebpf and self.ways.ebpf.datapath.served(pod.uid)
+            machine.remains(served=bool(served))
         return machine
 
     def _mark_all(self) -> None:
@@ -361,6 +367,7 @@ class Agent:
                     self._mark_all()
             case h.Drop():
                 log.warning("ztunnel %d dropped: %s", output.session, output.reason)
+                self._forget_process(output.session)
                 self._server.drop(output.session)
                 self._mark_all()
             case h.Greeted():
@@ -376,6 +383,10 @@ class Agent:
                 self._tell(output.uid, lambda machine: machine.refused(output.reason, now))
             case h.Withdrawn():
                 self._tell(output.uid, lambda machine: machine.done(Step.WITHDRAW))
+
+    def _forget_process(self, number: int) -> None:
+        self._processes.pop(number, None)
+        self._sandboxes.reclaimer.processes = set(self._processes.values())
 
     def _fit_proxy(self) -> None:
         """Have every pod ready in the way the newest proxy needs, before it hears of any."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from bpf.datapath import Datapath
 from mesh.enrolment import EXCLUDED_NAMESPACES
 from mesh.errors import MeshError
 from mesh.kube.api import Api
@@ -37,6 +38,7 @@ from node_agent.outbox import Outbox
 from node_agent.parts import Health, Lock, open_ways, serve_pages_within
 from node_agent.pod_status import Events, StatusWriter
 from node_agent.pods import Sandboxes
+from node_agent.redirect import NFTABLES
 from node_agent.runtime_watch import RuntimeWatch
 from node_agent.status import describe
 from node_agent.steps import Ways
@@ -82,23 +84,45 @@ async def run(config: Config, cluster: Cluster, lock: Lock) -> None:
     metrics = Metrics()
     readers = _Readers(config, cluster, metrics)
     readers.start()
+    cluster.started.unlink(missing_ok=True)
     try:
-        # Beforehand, and again as the only one: what came meanwhile must be known too.
-        warm = asyncio.ensure_future(readers.source.synced())
-        owner = await lock.wait(stop)
-        warm.cancel()
-        if not owner:
+        if not (lock.take() or await _stand_by(config, cluster, readers, lock, stop)):
             return
         try:
             health = Health()
             health.describe = lambda: _waiting(config, readers)
             await serve_pages_within(_PORTS_WITHIN, config, health, metrics)
+            cluster.started.touch()
+            # Also after standing by: what came since then must be known too.
             if await _either(asyncio.ensure_future(readers.source.synced()), stop):
                 await _manage(_Node(config, cluster, readers, metrics, health), stop)
         finally:
             lock.__exit__()
     finally:
         readers.close()
+
+
+async def _stand_by(
+    config: Config, cluster: Cluster, readers: _Readers, lock: Lock, stop: asyncio.Event
+) -> bool:
+    """Wait for the agent before this one to end, with everything in hand to take over from it."""
+    log.info("standing by: agent %s manages this node", lock.owner() or "?")
+
+    async def prepare() -> None:
+        await readers.source.synced()
+        if config.redirect != NFTABLES:
+            try:
+                await asyncio.to_thread(Datapath.prepare, config.pins)
+            except (MeshError, OSError) as error:
+                log.warning("the hooks cannot be prepared: %s", error)
+        cluster.started.touch()
+        log.info("ready to take over")
+
+    preparing = asyncio.ensure_future(prepare())
+    try:
+        return await lock.wait(stop)
+    finally:
+        preparing.cancel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class Cluster:
     """Where pods come from in a cluster, and where the CNI plugin goes.
 
     kubeconfig None: the pod's own account. lasting: a folder that survives a reboot, at the same
-    path on the node.
+    path on the node. started: a file, made when the agent manages the node or could at once.
     """
 
     kubeconfig: Path | None
@@ -41,6 +41,7 @@ class Cluster:
     cni_bin_dir: Path
     cni_conf_dir: Path
     lasting: Path
+    started: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ def _cluster(args: argparse.Namespace) -> Cluster:
         cni_bin_dir=Path(args.cni_bin_dir),
         cni_conf_dir=Path(args.cni_conf_dir),
         lasting=Path(args.lasting),
+        started=Path(args.started),
     )
 
 
@@ -218,6 +220,12 @@ def _source_options(parser: argparse.ArgumentParser, option: _Option) -> None:
         "whose first file it is entered in",
     )
     option("--lasting", "AMBIT_LASTING", "/var/lib/ambit", "folder for what must survive a reboot")
+    option(
+        "--started",
+        "AMBIT_STARTED",
+        "/tmp/ambit-node-agent.started",
+        "file of this pod alone, made once the agent manages the node or stands by to do so",
+    )
 
 
 class _Option(Protocol):

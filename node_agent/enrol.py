@@ -138,9 +138,14 @@ class PodMachine:
         self._touched = Rung.CAPTURED if captured else Rung.ANNOUNCED
         self._proved = captured and self.pod.marked == ENABLED
 
-    def remains(self) -> None:
-        """An earlier agent left a redirection or half of one: coming down must take it out."""
+    def remains(self, served: bool = False) -> None:
+        """An earlier agent left a redirection or half of one: coming down must take it out.
+
+        `served`: it is whole, and what it leads to is there: a proxy must have it. A pod that was
+        `enabled` stays so then.
+        """
         self._touched = Rung.CAPTURED
+        self._proved = served and self.pod.marked == ENABLED
 
     def update(self, pod: DesiredPod) -> None:
         """Take the pod's present description."""

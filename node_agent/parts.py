@@ -147,12 +147,8 @@ class Lock:
 
     async def wait(self, stop: asyncio.Event) -> bool:
         """Take it once its owner has gone; False when told to stop before."""
-        waiting = False
         while not stop.is_set():
             if self.take():
                 return True
-            if not waiting:
-                log.info("standing by: agent %s manages this node", self.owner() or "?")
-            waiting = True
             await asyncio.sleep(_TURN)
         return False

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from mesh.errors import MeshError
 from node_agent.keeper import HolderLost, Keeper, Kept
-from node_agent.sandbox import Sandbox, StepError, listen, open_netns, same_netns
+from node_agent.reclaim import Reclaimer
+from node_agent.sandbox import (
+    PORT_TAKEN,
+    Sandbox,
+    StepError,
+    listen,
+    open_netns,
+    same_netns,
+)
 from node_agent.source import DesiredPod
 
 log = logging.getLogger(__name__)
@@ -19,8 +27,9 @@ log = logging.getLogger(__name__)
 class Sandboxes:
     """uid to Sandbox. What is here is also in the holder, unless the holder was just lost."""
 
-    def __init__(self, keeper: Keeper, cgroup: Path) -> None:
+    def __init__(self, keeper: Keeper, cgroup: Path, reclaimer: Reclaimer | None = None) -> None:
         """`cgroup`: the node's; a pod outside of it would not meet the hooks."""
+        self.reclaimer = reclaimer or Reclaimer()
         self._keeper = keeper
         self._cgroup = cgroup.resolve()
         self._open: dict[str, Sandbox] = {}
@@ -80,7 +89,7 @@ class Sandboxes:
             sandbox.close_listeners()
         elif not sandbox.listeners:
             try:
-                sandbox.listeners = listen(sandbox.netns)
+                sandbox.listeners = self._listeners(pod, sandbox)
             except (MeshError, OSError):
                 self.close(pod.uid)
                 raise
@@ -122,6 +131,16 @@ class Sandboxes:
         for sandbox in self:
             sandbox.close()
         self._open.clear()
+
+    def _listeners(self, pod: DesiredPod, sandbox: Sandbox) -> dict[int, int]:
+        try:
+            return listen(sandbox.netns)
+        except StepError as error:
+            found = self.reclaimer.reclaim(sandbox.netns) if error.reason == PORT_TAKEN else {}
+            if not found:
+                raise
+        log.info("pod %s: its listeners are taken back from the proxy", pod.title)
+        return found
 
     def _put(self, sandbox: Sandbox) -> None:
         roles = ",".join(str(role) for role in sandbox.listeners)

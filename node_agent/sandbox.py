@@ -25,6 +25,7 @@ from node_agent import rtnl
 from node_agent.source import DesiredPod
 
 BACKLOG: Final = 4096  # the kernel's own ceiling (net.core.somaxconn) since 5.4
+PORT_TAKEN: Final = "PortTaken"
 _CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _NS_GET_NSTYPE: Final = 0xB703  # linux/nsfs.h
 
@@ -168,7 +169,7 @@ def listen(netns: int) -> dict[int, int]:
             os.close(fd)
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise StepError(
-                "PortTaken",
+                PORT_TAKEN,
                 f"one of the ports {OUTBOUND}, {INBOUND_PLAIN}, {INBOUND_HBONE} is taken inside "
                 "the pod; the application must not listen on them",
             ) from error

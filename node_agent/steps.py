@@ -15,7 +15,7 @@ from node_agent.enrol import Goal, PodMachine, Step
 from node_agent.pods import Sandboxes
 from node_agent.proof import prove
 from node_agent.redirect import EBPF, NFTABLES, UNKNOWN, EbpfRedirect, NftRedirect, Redirect
-from node_agent.sandbox import Sandbox, StepError, open_netns
+from node_agent.sandbox import PORT_TAKEN, Sandbox, StepError, open_netns
 from node_agent.source import DesiredPod
 
 _PROOFS_AT_ONCE: Final = 4
@@ -131,9 +131,9 @@ class Steps:
             if error.reason == "NetnsGone":
                 # A proxy that serves it already may go on until the runtime says it is gone.
                 self._hub.keep(pod.uid)
-            elif error.reason == "PortTaken":
-                # Both an agent and its holder died: only a proxy has the listeners. It cannot
-                # give them back, but it can close them.
+            elif error.reason == PORT_TAKEN:
+                # Both an agent and its holder died, and the listeners could not be taken back from
+                # a proxy. It can close them.
                 now = time.monotonic()
                 self._outputs.extend(self._hub.unwant(pod.uid, now, everyone=True))
             raise
