@@ -1,6 +1,6 @@
 # The one list of verbs, for people and for CI.
 PY := .venv/bin/python
-.PHONY: cluster cluster-down test-k8s help setup gen fmt lint type test test-unit test-root demo bench images images-lock clean
+.PHONY: conformance cluster cluster-down test-k8s help setup gen fmt lint type test test-unit test-root demo bench images images-lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -44,6 +44,10 @@ test-k8s: setup  ## everything against real Kubernetes, with root
 	@scripts/setup-k8s.sh
 	@$(PY) -m tests.k8s.cluster build
 	$(PY) -m pytest tests/k8s -m k8s -q
+
+conformance: setup ## the Gateway API's mesh conformance suite; its report goes to docs/conformance
+	@scripts/setup-k8s.sh
+	@$(PY) -m tests.k8s.conformance
 
 demo: setup      ## a mesh you can watch work (KEEP=1 leaves it up)
 	@.venv/bin/ambit demo $(if $(KEEP),--keep)

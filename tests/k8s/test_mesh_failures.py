@@ -158,7 +158,7 @@ def test_a_restarted_containerd(busy: Mesh) -> None:
 
 
 def test_a_rebooted_node_has_every_pod_captured_before_its_first_connection(busy: Mesh) -> None:
-    """The pods try a server that takes only mutual TLS once, when they start, and say how it went."""
+    """Each tries once, at its start, a server that takes only mutual TLS, and says how it went."""
     script = "curl -sS -m 60 http://web || echo FAILED; sleep 100000"
     busy.cluster.apply(
         *[
