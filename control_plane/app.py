@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import gc
 import logging
 import signal
 import sys
@@ -137,6 +138,9 @@ class ControlPlane:
     async def serve(self) -> None:
         """Start, and wait for the engine to end, which only a defect makes it do: raises that."""
         await self.start()
+        # What was read until now stays: the collector need not look at it ever again.
+        gc.collect()
+        gc.freeze()
         if self._running is not None:
             await asyncio.shield(self._running)
 

@@ -28,7 +28,7 @@ from mesh.manifest import Key
 
 log = logging.getLogger(__name__)
 
-PAGE: Final = 500  # objects of one list request: bounds what is in memory at once
+PAGE: Final = 200  # objects of one list request: bounds what is in memory at once
 FIRST: Final = 0.2  # seconds, doubling
 MOST: Final = 8.0
 FORBIDDEN: Final = 30.0  # somebody must write RBAC; no need to hurry
