@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from sys import intern
 from typing import Any, Final
 
 from mesh.model import Locality, Tunnel, Workload, WorkloadType
@@ -125,10 +126,12 @@ def locality_of(node: Mapping[str, Any] | None) -> Locality:
 def translate_pod(obj: Mapping[str, Any], config: MeshConfig) -> PodRecord:
     """Read one Pod object."""
     metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
-    namespace, name = metadata["namespace"], metadata["name"]
-    labels = metadata.get("labels") or {}
-    account = str(spec.get("serviceAccountName") or "default")
-    node = str(spec.get("nodeName") or "")
+    name = metadata["name"]
+    # One copy of what thousands of pods have in common.
+    namespace = intern(str(metadata["namespace"]))
+    labels = {intern(str(k)): intern(str(v)) for k, v in (metadata.get("labels") or {}).items()}
+    account = intern(str(spec.get("serviceAccountName") or "default"))
+    node = intern(str(spec.get("nodeName") or ""))
     terminal = status.get("phase") in TERMINAL
     addresses = _pod_addresses(status)
     workload = None

@@ -121,10 +121,10 @@ class Plane:
         except (urllib.error.URLError, OSError):
             return False
 
-    def wait_ready(self) -> Plane:
+    def wait_ready(self, seconds: float = 60.0) -> Plane:
         """Wait for it."""
         try:
-            wait(f"{self.name} ready", self.is_ready)
+            wait(f"{self.name} ready", self.is_ready, seconds)
         except AssertionError as e:
             raise AssertionError(f"{e}\n{self.log.read_text()}") from e
         return self
