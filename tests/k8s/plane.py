@@ -55,7 +55,8 @@ def give_rights(cluster: Cluster) -> None:
         if o["kind"] == "Namespace" or (o["kind"] in _RIGHTS and o["metadata"]["name"] == NAME)
     ]
     crds = chart.crds()
-    cluster.apply(*wanted, *crds)
+    cluster.apply(*(o for o in wanted if o["kind"] == "Namespace"))
+    cluster.apply(*(o for o in wanted if o["kind"] != "Namespace"), *crds)
     for crd in crds:
         name = crd["metadata"]["name"]
         cluster.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=20s")
