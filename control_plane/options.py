@@ -185,17 +185,16 @@ def _add_serving(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--listen",
         type=_listen,
-        default=("0.0.0.0", XDS_CA_TLS),
         metavar="ADDR[:PORT]",
-        help=f"xDS and CA, gRPC over TLS; default 0.0.0.0:{XDS_CA_TLS}",
+        help=f"xDS and CA, gRPC over TLS; default 0.0.0.0:{XDS_CA_TLS}, in a cluster both"
+        " address families",
     )
     g.add_argument(
         "--metrics-listen",
         type=_metrics_listen,
-        default=("0.0.0.0", CONTROL_PLANE_METRICS),
         metavar="ADDR[:PORT]",
         help="/metrics, /healthz/ready, /debug/registry over plain HTTP;"
-        f" default 0.0.0.0:{CONTROL_PLANE_METRICS}",
+        f" default 0.0.0.0:{CONTROL_PLANE_METRICS}, in a cluster both address families",
     )
     g.add_argument(
         "--san",
@@ -294,18 +293,22 @@ def parse_options(
     a = p.parse_args(argv)
     where = _where(p, a, environ)
     if isinstance(where, ClusterOptions):
+        # A pod has the families of its cluster: IPv4, IPv6 or both.
+        everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
         root, home = a.root_namespace or where.namespace, where.namespace
         names = [f"istiod.{home}.svc", f"istiod.{home}.svc.{a.cluster_domain}", f"istiod.{home}"]
     else:
+        everywhere = "0.0.0.0"
         root = a.root_namespace or ROOT_NAMESPACE
         names = [f"istiod.{root}.svc"]
     sans = [*names, *a.san]
-    if not ipaddress.ip_address(a.listen[0]).is_unspecified:
-        sans.append(a.listen[0])
+    listen = a.listen or (everywhere, XDS_CA_TLS)
+    if not ipaddress.ip_address(listen[0]).is_unspecified:
+        sans.append(listen[0])
     return Options(
         where=where,
-        listen=a.listen,
-        metrics_listen=a.metrics_listen,
+        listen=listen,
+        metrics_listen=a.metrics_listen or (everywhere, CONTROL_PLANE_METRICS),
         token_audience=a.token_audience,
         sans=tuple(sans),
         proxy_accounts=frozenset(a.proxy_account or [f"{root}/ztunnel"]),

@@ -108,6 +108,7 @@ class StatusApplier:
                     self._wishes[key] = _Wish(str(obj["metadata"].get("uid") or ""), wanted)
             for key in [k for k in self._wishes if k not in self._book]:
                 del self._wishes[key]
+            self._said.intersection_update(self._wishes)
             self._news.notify_all()
         return 0
 

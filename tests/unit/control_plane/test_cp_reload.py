@@ -140,6 +140,7 @@ def test_options_of_a_cluster() -> None:
     o = parse_options(["--kubernetes"], {"POD_NAMESPACE": "mesh", "POD_NAME": "cp-1"})
     assert o.where == ClusterOptions(None, "mesh", "cp-1", None)
     assert o.root_namespace == "mesh"
+    assert o.listen in (("::", 15012), ("0.0.0.0", 15012))
     assert o.proxy_accounts == {"mesh/ztunnel"}
     assert o.sans == ("istiod.mesh.svc", "istiod.mesh.svc.cluster.local", "istiod.mesh")
     o = parse_options(["--kubernetes", "--root-overlap", "0s"], {})
