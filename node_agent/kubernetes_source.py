@@ -31,12 +31,16 @@ CATCH_UP: Final = 60.0  # seconds the watch has to show what was fetched
 _SYNC_TURN: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Early:
-    """A pod that the plugin brought: what was fetched of it stands until then."""
+    """A pod that the plugin brought: what was fetched of it stands until the watch has shown it.
+
+    until: when both count no more, the fetched object and that it is wanted.
+    """
 
     pod: PodObject
     until: float
+    shown: bool = False
 
 
 class KubernetesSource:
@@ -155,14 +159,17 @@ class KubernetesSource:
 
     def _objects(self, now: float) -> dict[str, PodObject]:
         objects = {pod.uid: pod for pod in self._cache.pods()}
-        self._early = {uid: early for uid, early in self._early.items() if now < early.until}
-        for uid, early in self._early.items():
-            objects.setdefault(uid, early.pod)
+        for uid, early in list(self._early.items()):
+            early.shown = early.shown or uid in objects
+            if now >= early.until or (early.shown and uid not in objects):
+                del self._early[uid]
+            else:
+                objects.setdefault(uid, early.pod)
         return objects
 
     def _object(self, uid: str) -> PodObject | None:
         early = self._early.get(uid)
-        return self._cache.pod(uid) or (early.pod if early else None)
+        return self._cache.pod(uid) or (early.pod if early and not early.shown else None)
 
     def _wants(self, pod: PodObject) -> bool:
         if pod.uid in self._early and not pod.finished:

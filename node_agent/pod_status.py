@@ -85,7 +85,9 @@ class StatusWriter:
         for pod in pods:
             alive.add(pod.uid)
             written = self._written.get(pod.uid)
-            if written is None or now - written.at < HEAL or pod.status == written.status:
+            if written is None or pod.leaving or pod.status == written.status:
+                continue
+            if now - written.at < HEAL:
                 continue
             if _key(pod.uid) not in self._outbox and self._wanted.get(pod.uid) == written.status:
                 log.info("pod %s: its status was changed by somebody else; put right", pod.title)
@@ -106,10 +108,11 @@ class StatusWriter:
         try:
             self._api.request("PATCH", path, query=query, body=body, content_type=APPLY)
         except ApiError as error:
-            if error.status in (404, 409):
-                return None  # deleted, or another pod has the name by now
-            if error.status in (400, 422):
-                log.error("pod %s: the API server refuses its status: %s", pod.title, error)
+            if error.status in (400, 404, 409, 422):
+                # 404, 409: it was deleted, or another pod has the name by now.
+                if error.status in (400, 422):
+                    log.error("pod %s: the API server refuses its status: %s", pod.title, error)
+                self._written.pop(pod.uid, None)
                 return None
             return self._again(pod, error, tries, error.retry_after)
         except MeshError as error:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from mesh.errors import MeshError
+from mesh.errors import BadInput, MeshError
 from node_agent.cri import SandboxFacts, SandboxName
 from node_agent.sandbox import StepError, check_addresses, open_namespace
 from node_agent.sandbox_table import Found, Look
@@ -137,7 +137,7 @@ class RuntimeWatch:
             if facts is None or facts.host_network:
                 return
             found.append(Found(uid, sandbox, open_sandbox(facts), facts.addresses))
-        except StepError as error:
+        except (StepError, BadInput) as error:
             problems[uid] = f"sandbox {sandbox[:13]}: {error}"
 
     def _keep(self, look: Look, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -68,8 +69,10 @@ def kill(busy: Mesh, node: str, name: str, number: int) -> None:
         .split()
     )
     assert container_id, f"no container {name} on {node}"
+    running = busy.cluster.nodes[node].ctr("tasks", "ls")
     for each in container_id:
-        busy.cluster.nodes[node].ctr("tasks", "kill", "-s", str(number), each)
+        if re.search(rf"^{each} .*RUNNING", running, re.MULTILINE):  # not one that ended before
+            busy.cluster.nodes[node].ctr("tasks", "kill", "-s", str(number), each)
 
 
 def restarts(busy: Mesh, app: str, node: str) -> int:
