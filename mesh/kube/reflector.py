@@ -36,9 +36,10 @@ DISCOVER: Final = 10.0  # seconds between looks for a kind that is not served
 _CONFIRM: Final = 3  # looks at a kind that vanished
 _CONFIRM_PAUSE: Final = 5.0
 # A watch is ended by the server after a while, so that watches spread over the replicas it may
-# have. Bookmarks come about once a minute: more silence than this is a dead connection.
+# have. Bookmarks come once a minute, and now and then one is left out: more silence than this is a
+# dead connection. (One whose other end has vanished is noticed sooner, by TCP keepalive.)
 _WATCH_SECONDS: Final = (300, 420)
-_SILENCE: Final = 100.0
+_SILENCE: Final = 190.0
 _LIST_TIMEOUT: Final = 30.0
 _HEALTHY: Final = 5.0  # seconds after which a watch that ends was a good one
 
@@ -304,23 +305,35 @@ class Reflector:
                 path, query=query, accept=self.kind.accept_watch, timeout=_SILENCE
             ) as stream:
                 self._solved()
-                self._stream = stream
-                if self._stop.is_set():
-                    return
-                for line in stream.lines():
-                    self._event(line)
-                    self._backoff.reset()
+                cut = self._follow(stream)
         except ApiError as e:
             if e.status == 410:
                 raise _Gone from e
             if e.status == 404:
                 raise _NotServed from e
             raise
+        if cut or time.monotonic() - began < _HEALTHY:
+            # Accepted and ended, again and again, must not become a busy loop.
+            self._stop.wait(self._backoff.next())
+
+    def _follow(self, stream: Stream) -> bool:
+        """Take events until the stream ends; says whether it was cut.
+
+        That is a problem only if the next one cannot be opened: balancers on the way do it.
+        """
+        self._stream = stream
+        try:
+            if self._stop.is_set():
+                return False
+            for line in stream.lines():
+                self._event(line)
+                self._backoff.reset()
+        except Unavailable as e:
+            log.debug("%s: %s", self.name, e)
+            return True
         finally:
             self._stream = None
-        if time.monotonic() - began < _HEALTHY:
-            # Accepted and ended at once, again and again, must not become a busy loop.
-            self._stop.wait(self._backoff.next())
+        return False
 
     def _event(self, line: bytes) -> None:
         """Take one line of a watch; raises ValueError when it is no event."""
