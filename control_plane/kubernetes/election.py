@@ -154,7 +154,7 @@ class LeaderElection:
             self._stop.wait(RETRY * (0.8 + 0.4 * random.random()))
 
     def _report(self, problem: str) -> None:
-        if problem and problem != self._problem:
+        if problem and not self._problem:
             log.warning("Lease %s/%s: %s", self._namespace, self._name, problem)
         self._problem = problem
 

@@ -200,10 +200,12 @@ class Api:
 
 
 def _why(error: BaseException) -> str:
-    """Say an HTTP library's error in a line."""
+    """Say an HTTP library's error in a line: its words, not the objects it carries along."""
     reason = getattr(error, "reason", None)
-    text = str(reason if isinstance(reason, BaseException) else error)
-    return (text or type(error).__name__).split("\n")[0][:_SHOWN]
+    cause = reason if isinstance(reason, BaseException) else error
+    words = [a for a in cause.args if isinstance(a, str)]
+    text = words[-1] if words else str(cause)
+    return (text or type(cause).__name__).split("\n")[0][:_SHOWN]
 
 
 def _refusal(response: urllib3.BaseHTTPResponse, what: str) -> ApiError:

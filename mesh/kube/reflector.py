@@ -163,8 +163,9 @@ class Reflector:
         return f"{self.kind.plural}{where}{what}"
 
     def _report(self, problem: str) -> None:
-        if problem != self.problem:
-            log.warning("%s: %s", self.name, problem)
+        # An outage shows in many ways, one after the other: the first is said, the last is kept.
+        level = logging.DEBUG if self.problem else logging.WARNING
+        log.log(level, "%s: %s", self.name, problem)
         self.problem = problem
 
     def _solved(self) -> None:
