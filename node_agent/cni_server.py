@@ -123,10 +123,10 @@ class CniServer:
     async def _serve(self, sock: socket.socket) -> None:
         fds: list[int] = []
         try:
+            data = await self._receive(sock, fds)
             uid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
             if uid != 0:
-                raise BadInput(f"a connection of user {uid}; only root may ask")
-            data = await self._receive(sock, fds)
+                raise BadInput(f"a request of user {uid}; only root may ask")
             if not data:
                 return
             answer = await self._unless_hung_up(sock, self._answer(data, fds))
