@@ -202,10 +202,10 @@ def secret_file(cluster: Cluster, name: str, file: str) -> bytes:
 
 
 def clean(cluster: Cluster, app: str) -> None:
-    """Take away what a control plane and its tests leave."""
-    cluster.kubectl("delete", "namespace", app, "--wait=false")
-    for kind, *names in (("secret", "istio-ca-secret", "cacerts"), ("configmap", MAP)):
-        cluster.kubectl("delete", "-n", NS, "--ignore-not-found", kind, *names)
+    """Leave the cluster as if nothing had been installed."""
+    cluster.kubectl("delete", "clusterrolebinding,clusterrole", NAME)
+    cluster.kubectl("delete", "crd", *(c["metadata"]["name"] for c in load().crds()))
+    cluster.kubectl("delete", "namespace", app, NS)
 
 
 class Node:

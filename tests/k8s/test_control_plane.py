@@ -209,6 +209,8 @@ def test_kinds_installed_later_are_picked_up(world: Cluster, pair: tuple[Plane, 
     wait("the roots", lambda: "istio-ca-root-cert" in maps())
     world.kubectl("delete", "configmap", "-n", APP, "istio-ca-root-cert")
     wait("the roots again", lambda: "istio-ca-root-cert" in maps(), 15)
+    if not there:
+        world.kubectl("delete", "crd", *(f"{n}.gateway.networking.k8s.io" for n in names))
 
 
 @pytest.fixture
