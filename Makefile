@@ -34,7 +34,6 @@ test: setup      ## lint, unit and root tests
 
 cluster: setup   ## a real two-node Kubernetes cluster to try things in (make cluster-down)
 	@scripts/setup-k8s.sh
-	@$(PY) -m tests.k8s.cluster build
 	@$(PY) -m tests.k8s.cluster up
 
 cluster-down:    ## remove it

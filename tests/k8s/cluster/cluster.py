@@ -23,15 +23,13 @@ from tests.k8s.cluster.processes import run
 class Cluster:
     """One cluster by name; several can stand side by side.
 
-    The first node runs Debian's containerd 1.6, the second containerd 2.3.
+    The first node runs the machine's containerd 1.x (Debian's 1.6), the second containerd 2.3.
     """
 
     def __init__(self, name: str = "k8s") -> None:
         self.layout = Layout.of(name)
         self.control_plane = ControlPlane(self.layout)
-        self.nodes = {
-            n.name: Node(self.layout, n, runtime_v2=n.number == 2) for n in self.layout.nodes
-        }
+        self.nodes = {n.name: Node(self.layout, n) for n in self.layout.nodes}
 
     # ---- life --------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -17,16 +18,16 @@ from tests.k8s.cluster.processes import Part, Place, parent, run, wait_until
 
 _INIT: Final = Path(__file__).parent / "node_init.sh"
 _PLUGINS: Final = Path("/usr/lib/cni")
+_SYSTEM: Final = Path("/usr/bin")
 
 
 class Node:
     """See the module's text."""
 
-    def __init__(self, layout: Layout, node: NodeLayout, runtime_v2: bool) -> None:
+    def __init__(self, layout: Layout, node: NodeLayout) -> None:
         self.layout = layout
         self.node = node
         self.name = node.name
-        self._v2 = runtime_v2
         self._init = Part("init", node.root / "log")
         self.containerd = Part("containerd", node.root / "log")
         self.kubelet = Part("kubelet", node.root / "log")
@@ -43,7 +44,12 @@ class Node:
     @property
     def containerd_bin(self) -> Path:
         """The folder of its containerd's programs."""
-        return binaries.folder() if self._v2 else Path("/usr/bin")
+        return binaries.folder() if self._v2 else _SYSTEM
+
+    @functools.cached_property
+    def _v2(self) -> bool:
+        """Whether it has the containerd 2 that was built; the first node has the machine's 1.x."""
+        return self.node.number > 1 or not _has_containerd_1()
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -155,9 +161,12 @@ class Node:
 
     def _write_files(self) -> None:
         node = self.node
-        for folder in ("var-lib", "var-log", "opt/cni/bin", "etc", "etc-work", "fake"):
+        for folder in ("var-lib", "var-log", "opt/cni/bin", "fake"):
             (node.disk / folder).mkdir(parents=True, exist_ok=True)
         etc = node.disk / "etc"
+        if not etc.exists():  # a copy: an overlay over files that change behind it has no meaning
+            run(["cp", "-a", "/etc", str(etc)])
+            shutil.rmtree(etc / "cni", ignore_errors=True)
         (etc / "cni/net.d").mkdir(parents=True, exist_ok=True)
         conflist = etc / "cni/net.d/10-pods.conflist"
         if not conflist.exists():
@@ -194,3 +203,11 @@ class Node:
         wait_until(f"node {self.name} boots", 20, ready.exists, self._init)
         # Whoever waits for it outside: seen in there as pid 0, and groups with children want none.
         (self.layout.cp_cgroup / "cgroup.procs").write_text(parent(pid))
+
+
+def _has_containerd_1() -> bool:
+    try:
+        told = run([str(_SYSTEM / "containerd"), "--version"])
+    except (ClusterError, FileNotFoundError):
+        return False
+    return told.split()[2].removeprefix("v").startswith("1.")  # "containerd PACKAGE VERSION ..."

@@ -1,7 +1,7 @@
 #!/bin/bash
 # node_init.sh NAME DISK CGROUP2 READY: PID 1 of a node, started in mount, UTS, PID, cgroup and network
-# namespaces of its own. Its own are also: /run, /etc (over the machine's), /opt, /var/lib, /var/log, /proc,
-# bpffs, and its part of every hierarchy of control groups, which looks like the whole.
+# namespaces of its own. Its own are also: /run, /etc (at first a copy of the machine's), /opt, /var/lib,
+# /var/log, /proc, bpffs, and its part of every hierarchy of control groups, which looks like the whole.
 set -e
 name=$1 disk=$2 cgroup2=$3 ready=$4
 hostname "$name"
@@ -13,7 +13,7 @@ mkdir -p /run/netns /run/lock
 mount --bind "$disk/var-lib" /var/lib
 mount --bind "$disk/var-log" /var/log
 mount --bind "$disk/opt" /opt
-mount -t overlay overlay -o "lowerdir=/etc,upperdir=$disk/etc,workdir=$disk/etc-work" /etc
+mount --bind "$disk/etc" /etc
 echo "$name" >/etc/hostname
 : >/etc/resolv.conf
 umount /sys/fs/bpf 2>/dev/null || true
