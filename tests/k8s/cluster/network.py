@@ -41,9 +41,13 @@ def add_node(layout: Layout, node: NodeLayout) -> None:
     run(["ip", "link", "add", port, "netns", layout.cp_netns, "type", "veth", "peer", "name",
          "eth0", "netns", node.netns])  # fmt: skip
     _ip(layout.cp_netns, [f"link set {port} master br0 up"])
+    # A network card keeps its address over a reboot; neighbours would else send to the former one
+    # for half a minute.
+    mac = "02:00:" + ":".join(f"{int(part):02x}" for part in v4.split("."))
     _ip(
         node.netns,
         [
+            f"link set eth0 address {mac}",
             f"addr add {v4}/24 dev eth0",
             f"addr add {v6}/64 dev eth0 nodad",
             "link set eth0 up",
