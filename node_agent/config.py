@@ -177,6 +177,13 @@ def _parser() -> argparse.ArgumentParser:
         f"0.0.0.0:{AGENT_HEALTH}",
         "where to serve /healthz, /readyz and /status",
     )
+    _end_options(parser, option)
+    _source_options(parser, option)
+    parser.add_argument("--verbose", action="store_true", help="log every step")
+    return parser
+
+
+def _end_options(parser: argparse.ArgumentParser, option: _Option) -> None:
     option(
         "--release-grace",
         "AMBIT_RELEASE_GRACE",
@@ -194,9 +201,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="be the holder of listeners beside an agent in a container of its own; needs --state",
     )
-    _source_options(parser, option)
-    parser.add_argument("--verbose", action="store_true", help="log every step")
-    return parser
 
 
 def _source_options(parser: argparse.ArgumentParser, option: _Option) -> None:

@@ -65,6 +65,12 @@ class Metrics:
         self.ztunnel_connected = Gauge(
             "ztunnel_connected", "Proxies connected over ZDS", registry=registry
         )
+        self._add_cluster(registry)
+        for kind in ("add", "remove", "gone"):
+            self.events.labels(kind)
+
+    def _add_cluster(self, registry: CollectorRegistry) -> None:
+        """What only a cluster's agent counts."""
         self.watches = Counter(
             "ambit_kube_watches",
             "Watches of the API server opened again, and listed again from the start",
@@ -88,8 +94,6 @@ class Metrics:
             "1 while the CNI plugin is in the node's chain",
             registry=registry,
         )
-        for kind in ("add", "remove", "gone"):
-            self.events.labels(kind)
 
     def set_mode(self, mode: str, hooks: Mapping[str, bool]) -> None:
         """Say how pods are captured and which hooks are loaded."""
