@@ -16,6 +16,7 @@ from tests.k8s.test_mesh import policy
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(400)]
 SHOP = "shop"
+LOOPS = ("loop-n1", "loop-n2")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,30 @@ def expect_no_failure(running: list[Load], at_least: int) -> None:
         done, failed = load.result()
         assert not failed, f"{len(failed)} of {done + len(failed)}: {failed[:5]}"
         assert done > at_least
+
+
+def loops(busy: Mesh, seconds: int) -> list[str]:
+    """Loops as pods of their own: an exec ends with the API server or containerd it came through."""
+    command = ["python3", "-c", Load.SCRIPT, "web", str(seconds)]
+    names = ["loop-n1", "loop-n2"]
+    busy.cluster.apply(
+        *[
+            pod(SHOP, n, n[-2:], restartPolicy="Never", containers=[container(command)])
+            for n in names
+        ]
+    )
+    busy.wait_ready(SHOP)
+    return names
+
+
+def expect_no_failed_loop(busy: Mesh, names: list[str], at_least: int) -> None:
+    for name in names:
+        done = ["wait", "-n", SHOP, f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded"]
+        until("the loop is over", partial(busy.cluster.kubectl, *done, "--timeout=60s"), 90)
+        good, failed = json.loads(busy.cluster.kubectl("logs", "-n", SHOP, name))
+        assert not failed
+        assert good > at_least
+    busy.cluster.kubectl("delete", "-n", SHOP, *[f"pod/{name}" for name in names])
 
 
 def kill(busy: Mesh, node: str, name: str, number: int) -> None:
@@ -120,9 +145,30 @@ def test_a_restarted_agent_daemonset_loses_no_new_connection(busy: Mesh) -> None
     expect_no_failure(running, 100)
 
 
+def start_loops(busy: Mesh, seconds: int) -> None:
+    """Loops of requests as pods of their own: an exec ends with the API server or containerd."""
+    command = ["python3", "-c", Load.SCRIPT, "web", str(seconds)]
+    spec = {"restartPolicy": "Never", "containers": [container(command)]}
+    busy.cluster.apply(*[pod(SHOP, name, name[-2:], **spec) for name in LOOPS])
+    started = ["--for=jsonpath={.status.phase}=Running", "--timeout=60s"]
+    busy.cluster.kubectl("wait", "-n", SHOP, *[f"pod/{n}" for n in LOOPS], *started)
+
+
+def end_loops(busy: Mesh, at_least: int) -> None:
+    """Expect that no request failed."""
+    over = ["--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"]
+    for name in LOOPS:
+        wait = partial(busy.cluster.kubectl, "wait", "-n", SHOP, f"pod/{name}", *over)
+        until("the loop is over", wait, 120)
+        good, failed = json.loads(busy.cluster.kubectl("logs", "-n", SHOP, name))
+        assert not failed, f"{len(failed)} of {good + len(failed)}: {failed[:5]}"
+        assert good > at_least
+    busy.cluster.kubectl("delete", "-n", SHOP, *[f"pod/{name}" for name in LOOPS])
+
+
 def test_a_minute_without_the_api_server(busy: Mesh) -> None:
-    """Traffic goes on; what was changed meanwhile holds soon after."""
-    running = loads(busy, 75)
+    """Traffic goes on; what is changed afterwards holds soon."""
+    start_loops(busy, 75)
     busy.cluster.control_plane.stop_apiserver()
     time.sleep(60)
     busy.cluster.control_plane.start_apiserver()
@@ -133,33 +179,16 @@ def test_a_minute_without_the_api_server(busy: Mesh) -> None:
         found = busy.cluster.get("authorizationpolicy", "-n", SHOP, "after")
         return "ZtunnelAccepted" in str(found.get("status"))
 
-    # A stopping API server takes its address from the Service; kube-proxy is as slow as anybody in
-    # finding it again.
-    until("the control plane sees changes again", accepted, 120)
+    until("the control plane sees changes again", accepted, 60)
     busy.cluster.kubectl("delete", "-n", SHOP, "authorizationpolicy/after")
-    expect_no_failure(running, 300)
+    end_loops(busy, 300)
 
 
 def test_a_restarted_containerd(busy: Mesh) -> None:
-    """The loops run as pods of their own: an exec ends with the containerd it came through."""
-    command = ["python3", "-c", Load.SCRIPT, "web", "15"]
-    names = ["loop-n1", "loop-n2"]
-    busy.cluster.apply(
-        *[
-            pod(SHOP, n, n[-2:], restartPolicy="Never", containers=[container(command)])
-            for n in names
-        ]
-    )
-    busy.wait_ready(SHOP)
+    start_loops(busy, 20)
     for node in busy.cluster.nodes.values():
         node.restart_containerd()
-    for name in names:
-        done = ["wait", "-n", SHOP, f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded"]
-        until("the loop is over", partial(busy.cluster.kubectl, *done, "--timeout=60s"), 90)
-        good, failed = json.loads(busy.cluster.kubectl("logs", "-n", SHOP, name))
-        assert not failed
-        assert good > 100
-    busy.cluster.kubectl("delete", "-n", SHOP, *[f"pod/{name}" for name in names])
+    end_loops(busy, 100)
 
 
 def test_a_rebooted_node_has_every_pod_captured_before_its_first_connection(busy: Mesh) -> None:
