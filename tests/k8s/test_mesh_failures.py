@@ -63,7 +63,7 @@ def expect_no_failure(running: list[Load], at_least: int) -> None:
 
 
 def loops(busy: Mesh, seconds: int) -> list[str]:
-    """Loops as pods of their own: an exec ends with the API server or containerd it came through."""
+    """Loops as pods: an exec ends with the API server or containerd that it came through."""
     command = ["python3", "-c", Load.SCRIPT, "web", str(seconds)]
     names = ["loop-n1", "loop-n2"]
     busy.cluster.apply(
