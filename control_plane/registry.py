@@ -27,7 +27,6 @@ from control_plane.translate.endpoints import (
     plain_workload,
     translate_slice,
 )
-from control_plane.translate.findings import Condition, selects
 from control_plane.translate.peer_authentication import (
     Defaults,
     PeerAuthentication,
@@ -41,6 +40,7 @@ from control_plane.translate.peer_authentication import (
 from control_plane.translate.pods import MeshConfig, PodRecord, locality_of, translate_pod
 from control_plane.translate.policy import Policy, translate_policy
 from control_plane.translate.services import ServiceRecord, translate_service
+from mesh.findings import Condition, selects
 from mesh.manifest import Key
 from mesh.model import Locality, Port, Workload
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE

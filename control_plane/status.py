@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
-from control_plane.translate.findings import WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED, Condition
+from mesh.findings import WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED, Condition
 from mesh.manifest import Key
 
 MANAGER: Final = "control-plane"

@@ -20,8 +20,8 @@ from control_plane.kubernetes.naming import FIELD_MANAGER
 from control_plane.kubernetes.pacing import Pacer
 from control_plane.metrics import Counter
 from control_plane.status import StatusBook
-from control_plane.translate.findings import Condition
 from mesh.errors import BadInput, Unavailable
+from mesh.findings import Condition
 from mesh.kube.api import APPLY, Api, ApiError
 from mesh.kube.backoff import Backoff
 from mesh.kube.kinds import Kind

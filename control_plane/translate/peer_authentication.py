@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from control_plane.translate.findings import (
+from mesh.findings import (
     ZTUNNEL_ACCEPTED,
     Condition,
     Findings,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from control_plane.translate.findings import (
+from mesh.findings import (
     WAYPOINT_ACCEPTED,
     ZTUNNEL_ACCEPTED,
     Condition,

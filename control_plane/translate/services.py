@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from control_plane.translate.findings import selects
 from control_plane.translate.pods import MeshConfig, PodRecord, addresses_of
+from mesh.findings import selects
 from mesh.model import LoadBalancing, Port, Service
 
 DISTRIBUTION: Final = "networking.istio.io/traffic-distribution"

@@ -19,7 +19,7 @@ from control_plane.kubernetes.pacing import FIRST, MOST, SPACING, Pacer
 from control_plane.kubernetes.source import KubernetesSource
 from control_plane.kubernetes.status import StatusApplier
 from control_plane.metrics import Metrics
-from control_plane.translate.findings import Condition
+from mesh.findings import Condition
 from mesh.kube.api import Api
 from mesh.manifest import Key
 

@@ -1,0 +1,1 @@
+"""The process in a waypoint's pod: runs Envoy, holds its key, relays its configuration."""

@@ -1,0 +1,1 @@
+"""Objects in, Envoy resources and status out; no clock, no socket."""
