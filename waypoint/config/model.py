@@ -6,11 +6,14 @@ Everything is frozen and compared by value: what did not change is not translate
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from mesh.model import Locality, Service, SpiffeId
 from waypoint.config.routing import BackendRef, Routes
 from waypoint.config.security import OPEN, Security
 from waypoint.config.traffic import DEFAULT, ServiceTraffic
+
+NOWHERE: Final = Locality()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Endpoint:
     port: int
     identity: str = ""  # SPIFFE URI; reached by HBONE on 15008
     healthy: bool = True
-    locality: Locality = Locality()
+    locality: Locality = NOWHERE
     weight: int = 1
     labels: tuple[tuple[str, str], ...] = ()  # what subsets select by; () if no subset needs them
     workload: str = ""  # the rest is for metrics and logs
