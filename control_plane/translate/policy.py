@@ -7,7 +7,6 @@ which then denies more; where nothing else is left to constrain the rule, it is 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,9 +22,8 @@ from mesh.findings import (
     sequence,
     unknown_fields,
 )
-from mesh.model import Action, Authorization, Clause, Match, Rule, Scope, StringMatch
-
-DRY_RUN: Final = "istio.io/dry-run"
+from mesh.model import Action, Authorization, Clause, Match, Rule, Scope
+from mesh.policy_values import account, dry_run, negated, network, port, principal, string_match
 
 _L7_SOURCE: Final = ("requestPrincipals", "remoteIpBlocks", "trustDomains")
 _L7_OPERATION: Final = ("hosts", "methods", "paths")
@@ -33,7 +31,6 @@ _L7_WHEN = re.compile(
     r"request\.headers\[.+\]|request\.auth\.(principal|audiences|presenter|claims\[.+\])"
     r"|remote\.ip|connection\.sni|experimental\.envoy\.filters\..+"
 )
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,60 +57,22 @@ class _Alternative:
 # ---- values ----------------------------------------------------------------------------------
 
 
-def _string_match(value: str, namespace: str) -> StringMatch:
-    if value == "*":
-        return StringMatch("presence")
-    body = value.strip("*")
-    if "*" in body or (value.startswith("*") and value.endswith("*")):
-        raise ValueError("'*' may only stand alone, at the start or at the end")
-    if value.startswith("*"):
-        return StringMatch("suffix", body)
-    return StringMatch("prefix" if value.endswith("*") else "exact", body)
-
-
-def _principal(value: str, namespace: str) -> StringMatch:
-    # The scheme is not part of a principal; written anyway, its meaning is clear.
-    return _string_match(value.removeprefix("spiffe://"), namespace)
-
-
-def _account(value: str, namespace: str) -> tuple[str, str]:
-    ns, slash, name = value.rpartition("/")
-    account = (ns if slash else namespace, name)
-    if not all(_NAME.fullmatch(part) for part in account):
-        raise ValueError("must be a service account's name or namespace/name, without wildcards")
-    return account
-
-
-def _network(value: str, namespace: str) -> str:
-    return str(ipaddress.ip_network(value, strict=False))
-
-
-def _port(value: str, namespace: str) -> int:
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= 65535:
-        raise ValueError("must be a port number, 1 to 65535")
-    return int(value)
-
-
 _Parser = Callable[[str, str], Any]
 # Field of the object: (field of Match, parser). "not" + field negates both.
 _SOURCE: Final[dict[str, tuple[str, _Parser]]] = {
-    "principals": ("principals", _principal),
-    "namespaces": ("namespaces", _string_match),
-    "serviceAccounts": ("service_accounts", _account),
-    "ipBlocks": ("source_ips", _network),
+    "principals": ("principals", principal),
+    "namespaces": ("namespaces", string_match),
+    "serviceAccounts": ("service_accounts", account),
+    "ipBlocks": ("source_ips", network),
 }
-_OPERATION: Final[dict[str, tuple[str, _Parser]]] = {"ports": ("destination_ports", _port)}
+_OPERATION: Final[dict[str, tuple[str, _Parser]]] = {"ports": ("destination_ports", port)}
 _WHEN: Final[dict[str, tuple[str, _Parser]]] = {
-    "source.ip": ("source_ips", _network),
-    "source.namespace": ("namespaces", _string_match),
-    "source.principal": ("principals", _principal),
-    "destination.ip": ("destination_ips", _network),
-    "destination.port": ("destination_ports", _port),
+    "source.ip": ("source_ips", network),
+    "source.namespace": ("namespaces", string_match),
+    "source.principal": ("principals", principal),
+    "destination.ip": ("destination_ips", network),
+    "destination.port": ("destination_ports", port),
 }
-
-
-def _negated(name: str) -> str:
-    return "not" + name[0].upper() + name[1:]
 
 
 class _MatchBuilder:
@@ -160,18 +119,18 @@ def _fields(
     """Read a source or an operation."""
     builder = _MatchBuilder(namespace)
     found = builder.findings
-    known = {*l4, *map(_negated, l4), *l7, *map(_negated, l7)}
+    known = {*l4, *map(negated, l4), *l7, *map(negated, l7)}
     unknown_fields(value, known, path, found)
     if not any(value.get(name) for name in known) and not found:
         found.invalid.append(f"{path}: must constrain something")
     for name in l7:
-        for field in (name, _negated(name)):
+        for field in (name, negated(name)):
             if value.get(field):
                 found.unsupported.append(f"{path}.{field}")
     for name, (target, parse) in l4.items():
         builder.add(value.get(name), f"{path}.{name}", target, parse)
-        negated = _negated(name)
-        builder.add(value.get(negated), f"{path}.{negated}", f"not_{target}", parse)
+        opposite = negated(name)
+        builder.add(value.get(opposite), f"{path}.{opposite}", f"not_{target}", parse)
     findings.add(found)
     return builder.build()
 
@@ -262,16 +221,6 @@ def _rule(raw: Any, path: str, action: Action, namespace: str, findings: Finding
 # ---- the policy ------------------------------------------------------------------------------
 
 
-def _dry_run(metadata: Mapping[str, Any], findings: Findings) -> bool:
-    value = (metadata.get("annotations") or {}).get(DRY_RUN)
-    if value not in (None, "true", "false"):
-        findings.invalid.append(
-            f'metadata.annotations[{DRY_RUN}]: {value!r} is neither "true" nor "false"'
-        )
-        findings.consequences.append("the policy is enforced")
-    return bool(value == "true")
-
-
 def _for_waypoints(spec: Mapping[str, Any]) -> Policy:
     message = (
         "targetRefs binds this policy to a waypoint, and there is none: it is NOT enforced."
@@ -326,7 +275,7 @@ def translate_policy(obj: Mapping[str, Any], root_namespace: str) -> Policy:
         scope=scope,
         action=action,
         rules=tuple(r for r in rules if r is not None),
-        dry_run=_dry_run(metadata, findings),
+        dry_run=dry_run(metadata, findings),
     )
     accepted = "attached to ztunnel"
     if authorization.dry_run:
