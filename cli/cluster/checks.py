@@ -24,6 +24,7 @@ from cli.cluster.objects import is_ours as _is_ours
 _OLDEST_SERVER: Final = (1, 30)  # appArmorProfile in pods' security contexts
 _OLDEST_KERNEL: Final = (5, 10)  # sk_lookup came with 5.9; without it pods are captured by nftables
 _GATEWAY_API: Final = "gateway.networking.k8s.io/v1/GatewayClass"
+_GATEWAY_API_RELEASE: Final = "gateway.networking.k8s.io/bundle-version"  # annotation
 
 OK: Final = "ok"
 NOTE: Final = "note"
@@ -143,6 +144,8 @@ def _is_strange(obj: Object) -> bool:
     """Whether an object has one of our names and is neither ours nor one that we may share."""
     if obj["kind"] in ("Namespace", "CustomResourceDefinition", "GatewayClass"):
         return False
+    if _GATEWAY_API_RELEASE in (obj["metadata"].get("annotations") or {}):
+        return False  # came beside its definitions, from whoever installed them
     return not _is_ours(obj) and labels(obj).get(MANAGED_BY) != INSTALLER
 
 

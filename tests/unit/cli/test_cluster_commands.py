@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cli import main
 from cli.cluster import carry, installation, purge, uninstallation
@@ -133,6 +134,30 @@ def test_a_stranger_under_our_name_stops_it(shell: Shell) -> None:
     code, said = shell.run(*DEMO)
     assert (code, shell.kube.writes) == (1, [])
     assert "✘ there already, and not from Ambit: Service istio-system/istiod" in said
+
+
+def test_the_gateway_apis_own_admission_policy_is_no_stranger(shell: Shell, tmp_path: Path) -> None:
+    """It comes beside the definitions, from `ambit install` or anybody else."""
+    guard = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {
+            "name": "safe-upgrades.gateway.networking.k8s.io",
+            "annotations": {"gateway.networking.k8s.io/bundle-version": "v1.6.0"},
+        },
+    }
+    shell.kube.put(guard)
+    bundle = tmp_path / "gateway-api.yaml"
+    definition = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gatewayclasses.gateway.networking.k8s.io"},
+        "spec": {"group": "gateway.networking.k8s.io"},
+    }
+    bundle.write_text(yaml.safe_dump_all([definition, guard]))
+    code, said = shell.run(*DEMO, "--gateway-api-crds", str(bundle))
+    assert "not from Ambit" not in said
+    assert code == 0, said
 
 
 @pytest.mark.parametrize(
