@@ -178,6 +178,8 @@ class Reflector:
             self._report(
                 f"{error}; give this service account the verbs list and watch on {self.name}"
             )
+            if self.listed:  # was allowed before: a server that has just started knows no roles yet
+                return self._backoff.next()
             return FORBIDDEN * (0.75 + 0.5 * self._random())
         self._report(f"{error}; what was last read stays")
         return max(error.retry_after, self._backoff.next())

@@ -193,6 +193,22 @@ def test_permission_denied_is_said_and_tried_again(server: FakeApi, tmp_path: Pa
         assert r.reflector.problem == ""
 
 
+def test_a_server_that_forgot_the_roles_for_a_moment_is_asked_again_soon(
+    server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has just started refuses what it allowed before."""
+    monkeypatch.setattr(module, "FORBIDDEN", 60.0)
+    server.put(pod("a"))
+    with Running(server, tmp_path) as r:
+        wait(lambda: r.sink.names == ["a"])
+        server.stop()
+        server.forbidden.add("pods")
+        server.start()
+        wait(lambda: "list and watch on pods" in r.reflector.problem)
+        server.forbidden.clear()
+        wait(lambda: not r.reflector.problem)
+
+
 def test_pages_and_a_page_that_is_too_late(
     server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
