@@ -136,6 +136,7 @@ class Reflector:
         """Do the next thing; returns seconds to wait before the one after it."""
         try:
             if not self._version and not self._find():
+                self._solved()
                 return DISCOVER * (0.75 + 0.5 * self._random())
             if not self._resource_version:
                 self._list()

@@ -193,6 +193,20 @@ def test_permission_denied_is_said_and_tried_again(server: FakeApi, tmp_path: Pa
         assert r.reflector.problem == ""
 
 
+def test_an_outage_is_over_for_a_kind_that_is_not_installed_too(
+    server: FakeApi, tmp_path: Path
+) -> None:
+    """Not being there is no problem, so none may stay."""
+    del server.served["security.istio.io", "authorizationpolicies"]
+    with Running(server, tmp_path, kind=POLICY) as r:
+        wait(lambda: r.reflector.listed)
+        server.stop()
+        wait(lambda: r.reflector.problem)
+        server.start()
+        wait(lambda: not r.reflector.problem)
+        assert not r.reflector.served
+
+
 def test_a_server_that_forgot_the_roles_for_a_moment_is_asked_again_soon(
     server: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
