@@ -40,6 +40,7 @@ from control_plane.translate.peer_authentication import (
 from control_plane.translate.pods import MeshConfig, PodRecord, locality_of, translate_pod
 from control_plane.translate.policy import Policy, translate_policy
 from control_plane.translate.services import ServiceRecord, translate_service
+from control_plane.waypoints.bindings import Bindings
 from mesh.findings import Condition, selects
 from mesh.manifest import Key
 from mesh.model import Locality, Port, Workload
@@ -53,6 +54,7 @@ _T = TypeVar("_T")
 _K = TypeVar("_K")
 KINDS: Final = frozenset(
     {"AuthorizationPolicy", "EndpointSlice", "Node", "PeerAuthentication", "Pod", "Service"}
+    | {"Gateway", "GatewayClass", "Namespace"}
 )
 
 
@@ -63,6 +65,9 @@ class Registry:
         self.config = config
         self.snapshot = Snapshot()
         self.conditions: dict[Key, Condition] = {}
+        self.bindings = Bindings(config.cluster_domain)
+        # Services (by key) that are others or have other members; drained by who asks.
+        self.touched: set[str] = set()
         self._pods: dict[PodKey, PodRecord] = {}
         self._namespaces: dict[str, set[PodKey]] = {}
         self._accounts: dict[tuple[str, str, str], set[PodKey]] = {}
@@ -75,6 +80,7 @@ class Registry:
         self._peer_index: dict[str, tuple[Defaults, tuple[PeerAuthentication, ...]]] = {}
         self._peer_policies: set[str] = set()
         self._workloads: dict[PodKey | str, Workload] = {}  # by pod, or address that no pod has
+        self._by_uid: dict[str, Workload] = {}
         self._resources: dict[str, dict[str, Resource]] = {
             t: dict(r) for t, r in self.snapshot.resources.items()
         }
@@ -85,6 +91,7 @@ class Registry:
         self._takers: dict[str, Callable[[Key, Object | None], None]] = {
             "AuthorizationPolicy": self._take_policy,
             "EndpointSlice": self._take_slice,
+            **dict.fromkeys(("Gateway", "GatewayClass", "Namespace"), self.bindings.take),
             "Node": self._take_node,
             "PeerAuthentication": self._take_peer,
             "Pod": self._take_pod,
@@ -104,6 +111,20 @@ class Registry:
         """Say whether a pod of that service account runs on that node."""
         return bool(self._accounts.get((node, namespace, service_account)))
 
+    # ---- questions that waypoints ask --------------------------------------------------------
+
+    def service(self, namespace: str, name: str) -> ServiceRecord | None:
+        """Find a Service by the name of its object."""
+        return self._service((namespace, name))
+
+    def workload(self, namespace: str, name: str) -> Workload | None:
+        """Find a pod's workload, as it is published."""
+        return self._workloads.get((namespace, name))
+
+    def members(self, service: str) -> Iterator[Workload]:
+        """What backs a service (by key), healthy or not, in the order of their uids."""
+        return (self._by_uid[uid] for uid in self._members.get(service, ()))
+
     # ---- changes -----------------------------------------------------------------------------
 
     def update(self, changed: Mapping[Key, Object], gone: set[Key]) -> Snapshot:
@@ -115,6 +136,11 @@ class Registry:
         if self._peers_changed:
             self._peers_changed = False
             self._index_peers()
+        for bound in self.bindings.settle():
+            if bound.kind == "Pod":
+                self._dirty.add((bound.namespace, bound.name))
+            elif record := self._service((bound.namespace, bound.name)):
+                self._publish(record)
         for where in self._dirty:
             self._replace(where, self._build(self._pods.get(where)))
         for address in self._dirty_addresses:
@@ -149,6 +175,8 @@ class Registry:
         new = self._translate(key, obj, lambda o: translate_pod(o, self.config), old)
         if new == old:
             return
+        self.bindings.put_pod(old, new)
+        self.bindings.put(key, new.wish if new is not None and new.workload else None)
         if old is not None:
             _discard(self._accounts, (old.node, old.namespace, old.service_account), where)
         if new is None:
@@ -178,11 +206,20 @@ class Registry:
             here.pop(key.name, None)
         else:
             here[key.name] = new
+        self.bindings.put(key, new.wish if new is not None and new.service.vips else None)
         if old is not None and (new is None or new.service.key != old.service.key):
+            self.touched.add(old.service.key)
             self._put(ADDRESS_TYPE, old.service.key, None)
         if new is not None and (old is None or new.service != old.service):
-            self._put(ADDRESS_TYPE, new.service.key, service_resource(new.service))
+            self._publish(new)
         self._touch_members((key.namespace, key.name), old, new)
+
+    def _publish(self, record: ServiceRecord) -> None:
+        service = record.service
+        bound = self.bindings.of(Key("Service", service.namespace, service.name))
+        self.touched.add(service.key)
+        resource = service_resource(replace(service, waypoint=bound.address))
+        self._put(ADDRESS_TYPE, service.key, resource)
 
     def _touch_members(self, service: ServiceKey, *records: ServiceRecord | None) -> None:
         """Look again at whatever backs a Service, by slices or by these records' selectors."""
@@ -310,6 +347,7 @@ class Registry:
             services=self._services_of(pod),
             authorization_policies=tuple(sorted(policies)),
             locality=self._nodes.get(pod.node, Locality()),
+            waypoint=self.bindings.of(Key("Pod", pod.namespace, pod.name)).address,
         )
 
     def _services_of(self, pod: PodRecord) -> dict[str, tuple[Port, ...]]:
@@ -375,8 +413,12 @@ class Registry:
             self._workloads.pop(where, None)
         else:
             self._workloads[where] = new
+            self._by_uid[new.uid] = new
+        for workload in (old, new):
+            self.touched.update(workload.services if workload else ())
         if old is not None and (new is None or new.uid != old.uid):
             self._join(old.uid, set(old.services), set())
+            self._by_uid.pop(old.uid, None)
             self._put(ADDRESS_TYPE, old.uid, None)
             old = None
         if new is not None:

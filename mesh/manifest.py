@@ -231,6 +231,18 @@ def parse_manifests(raw: bytes | str) -> tuple[dict[Key, dict[str, Any]], list[P
     return objects, problems
 
 
+def parse_value(text: str) -> Any:
+    """Read one YAML document that is no object, as a ConfigMap's text; raises BadInput."""
+    if len(text) > MAX_BYTES:
+        raise BadInput(f"larger than {MAX_BYTES >> 20} MiB")
+    try:
+        if _too_deep(text):
+            raise BadInput(f"nested deeper than {MAX_DEPTH} levels")
+        return plain(yaml.load(text, _Loader))
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise BadInput(f"not YAML: {str(e).split(chr(10))[0][:200]}") from e
+
+
 def dump_manifest(obj: dict[str, Any]) -> str:
     """Render one object as a YAML document."""
     return yaml.dump(obj, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from mesh.model import Locality, Tunnel, Workload, WorkloadType
 from mesh.ports import ANNOTATION_REDIRECTION
+from waypoint.config.binding import SILENT, Wish, read_wish
 
 TERMINAL: Final = frozenset({"Succeeded", "Failed"})
 _CRONJOB_RUN = re.compile(r"(.+)-\d{8,10}")  # a CronJob names its Jobs by the scheduled minute
@@ -50,6 +51,7 @@ class PodRecord:
     labels: Mapping[str, str]
     named_ports: Mapping[str, int]  # container ports by name, TCP
     workload: Workload | None
+    wish: Wish = SILENT  # for a waypoint
 
 
 def _first(labels: Mapping[str, str], names: tuple[str, ...]) -> str:
@@ -166,4 +168,5 @@ def translate_pod(obj: Mapping[str, Any], config: MeshConfig) -> PodRecord:
         labels=labels,
         named_ports=_named_ports(spec),
         workload=workload,
+        wish=read_wish(metadata),
     )

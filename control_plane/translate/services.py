@@ -9,6 +9,7 @@ from typing import Any, Final
 from control_plane.translate.pods import MeshConfig, PodRecord, addresses_of
 from mesh.findings import selects
 from mesh.model import LoadBalancing, Port, Service
+from waypoint.config.binding import SILENT, Wish, read_wish
 
 DISTRIBUTION: Final = "networking.istio.io/traffic-distribution"
 
@@ -47,6 +48,7 @@ class ServiceRecord:
     selector: Mapping[str, str]
     target_names: Mapping[int, str]  # service port: container port name
     port_names: Mapping[int, str]  # service port: its own name, where it has one
+    wish: Wish = SILENT  # for a waypoint
 
     @property
     def publishes_unready(self) -> bool:
@@ -146,4 +148,5 @@ def translate_service(obj: Mapping[str, Any], config: MeshConfig) -> ServiceReco
         selector=selector if isinstance(selector, Mapping) else {},
         target_names=targets,
         port_names=names,
+        wish=read_wish(metadata),
     )
