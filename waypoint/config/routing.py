@@ -113,6 +113,7 @@ class Cors:
     expose_headers: tuple[str, ...] = ()
     max_age: int | None = None
     credentials: bool = False
+    forward_unmatched: bool = True  # preflights of other origins reach the backend
 
 
 @dataclass(frozen=True, slots=True)
