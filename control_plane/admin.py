@@ -63,9 +63,9 @@ def dump_registry(hub: Hub, engine: Engine) -> dict[str, Any]:
     snapshot = hub.snapshot
     return {
         "version": snapshot.version,
-        "addresses": [_describe(r) for _, r in sorted(snapshot.resources[ADDRESS_TYPE].items())],
+        "addresses": [_describe(r) for _, r in sorted(snapshot.of(ADDRESS_TYPE).items())],
         "authorizations": [
-            _describe(r) for _, r in sorted(snapshot.resources[AUTHORIZATION_TYPE].items())
+            _describe(r) for _, r in sorted(snapshot.of(AUTHORIZATION_TYPE).items())
         ],
         "conditions": {
             str(key): {"type": c.type, "status": c.status, "reason": c.reason, "message": c.message}

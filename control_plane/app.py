@@ -26,9 +26,20 @@ from control_plane.options import FolderOptions, Options, parse_options
 from control_plane.registry import Registry
 from control_plane.server import ServingCertificate, add_port, make_server
 from control_plane.translate.pods import MeshConfig
+from control_plane.waypoints.callers import gateway_of_untrusted
+from control_plane.waypoints.state import Waypoints
 from control_plane.xds import DiscoveryService, Hub
 from mesh.errors import MeshError
 from mesh.pb import citadel_pb2_grpc
+
+try:
+    from waypoint.config.envoy.translate import waypoint_resources
+except ImportError:  # being written
+
+    def waypoint_resources(*_: object) -> dict[str, dict[str, bytes]]:
+        """Nothing yet."""
+        return {}
+
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +71,30 @@ class ControlPlane:
         self._current = CurrentCa(self._signs)
         self._backend = make_backend(options, self._current, self.metrics)
         verifier = self._backend.verifier
-        self.registry = Registry(
-            MeshConfig(
-                options.root_namespace,
-                options.trust_domain,
-                options.cluster_id,
-                options.cluster_domain,
-            )
+        config = MeshConfig(
+            options.root_namespace,
+            options.trust_domain,
+            options.cluster_id,
+            options.cluster_domain,
         )
+        self.registry = Registry(config)
+        self.waypoints = Waypoints(config, self.registry, waypoint_resources)
         self.engine = Engine(
-            self._backend.source, self.registry, self.hub, self._backend.status, self.metrics
+            self._backend.source,
+            self.registry,
+            self.waypoints,
+            self.hub,
+            self._backend.status,
+            self.metrics,
         )
         self._discovery = DiscoveryService(
             self.hub,
             verifier,
             options.proxy_accounts,
+            lambda caller: gateway_of_untrusted(
+                caller, self.registry, self.registry.bindings.gateways
+            ),
+            self.engine.refresh,
             self.metrics,
             lambda: utc_now().timestamp(),
         )

@@ -3,11 +3,17 @@
 Rule 1: per type at most one response waits for its ACK. What changes meanwhile is not queued: the
 difference between what the client has and the newest snapshot is computed when the answer comes.
 So a slow client costs one dictionary of versions, and skips states in between.
-Rule 2: types are sent in the order of TYPES. While an earlier type has something to say and must
-wait, later ones wait too: a workload never overtakes the policies it names.
+Rule 2: types are sent in an order (TypeSet). While an earlier type has something to say and must
+wait, those that build on it wait too: a workload never overtakes the policies it names, a route
+never its cluster.
 Rule 3: a NACK counts as an answer. What was refused is sent again when it changes, not before.
 Rule 4: every first request of a type and every explicit subscription gets a response, if need be
-an empty one: clients wait for it.
+an empty one: clients wait for it. What the client has already is not repeated.
+
+Envoy's own three. It answers for clusters only when all of them are warm, and a cluster that has
+changed is warm when its endpoints come again, which Envoy does not ask for: endpoints are sent
+again with their cluster, never wait for its answer, and routes and listeners do. And a cluster
+that is gone is taken away last, when no listener and no route names it any more.
 
 Subscriptions: a first request that names nothing means everything ("wildcard"); naming "*" too;
 subscribing and unsubscribing "*" in the first request means nothing yet (on demand). A name is
@@ -17,17 +23,54 @@ is kept up to date. Names that nothing answers to are reported as removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from control_plane.resources import TYPES, Resource, Snapshot
+from control_plane.resources import (
+    CLUSTER_TYPE,
+    ENDPOINTS_TYPE,
+    LISTENER_TYPE,
+    ROUTES_TYPE,
+    Resource,
+    Snapshot,
+)
 from mesh.errors import BadInput
+from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.xds.delta import Request
 
 MAX_NAMES: Final = 500_000  # subscriptions and known versions of one connection and type
 MAX_NAME: Final = 1024
 _ERROR_TEXT: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TypeSet:
+    """The types that one kind of client is served, in the order they are sent.
+
+    after: what a type waits for while that has news to tell and must wait. answered: those of them
+    that are waited for until they are answered, news or not. again: a type whose resources are
+    sent again with another's of the same name. last: types whose removals wait for all the rest.
+    """
+
+    types: tuple[str, ...]
+    after: Mapping[str, tuple[str, ...]]
+    answered: frozenset[str] = frozenset()
+    again: Mapping[str, str] = field(default_factory=dict)
+    last: frozenset[str] = frozenset()
+
+
+PROXY: Final = TypeSet(
+    (AUTHORIZATION_TYPE, ADDRESS_TYPE), after={ADDRESS_TYPE: (AUTHORIZATION_TYPE,)}
+)
+_ROUTING: Final = (CLUSTER_TYPE, ENDPOINTS_TYPE)
+ENVOY: Final = TypeSet(
+    (CLUSTER_TYPE, ENDPOINTS_TYPE, LISTENER_TYPE, ROUTES_TYPE),
+    after={LISTENER_TYPE: _ROUTING, ROUTES_TYPE: _ROUTING},
+    answered=frozenset({CLUSTER_TYPE}),
+    again={CLUSTER_TYPE: ENDPOINTS_TYPE},
+    last=frozenset(_ROUTING),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +106,14 @@ class _Watch:
     owed: bool = False
     repeat: set[str] = field(default_factory=set)  # names to answer even if unchanged
     seen: int = -1  # version of the snapshot that `sent` is current with
+    keeps: bool = False  # the client still has what is gone
 
 
 class DeltaConnection:
     """The subscriptions of one stream. Feed it requests and snapshots, send what it returns."""
 
-    def __init__(self) -> None:
+    def __init__(self, served: TypeSet = PROXY) -> None:
+        self._served = served
         self._watches: dict[str, _Watch] = {}
         self._nonce = 0
         self.nacks: list[Nack] = []  # drained by the caller
@@ -88,7 +133,7 @@ class DeltaConnection:
 
     def receive_untrusted(self, request: Request, snapshot: Snapshot) -> list[Response]:
         """Take one request; returns what to send now. Raises BadInput on a broken protocol."""
-        if request.type_url not in TYPES:
+        if request.type_url not in self._served.types:
             raise BadInput(f"type {request.type_url[:200]!r} is not served here")
         watch = self._watches.get(request.type_url)
         first = watch is None
@@ -98,24 +143,31 @@ class DeltaConnection:
         _check_names(request, watch)
         if first:
             _start(request, watch)
-        _subscribe(request, watch, first)
+        _subscribe(request, watch, first, snapshot)
         _unsubscribe(request, watch, snapshot)
         return self.push(snapshot)
 
     def push(self, snapshot: Snapshot) -> list[Response]:
         """Return what this snapshot makes due now."""
         out = []
-        for type_url in TYPES:
+        held: set[str] = set()
+        for type_url in self._served.types:
             watch = self._watches.get(type_url)
             if watch is None:
                 continue
             if watch.waiting:
-                if watch.owed or watch.seen != snapshot.version:
-                    break  # rule 2; comes again with the answer
-                continue
-            response = self._due(type_url, watch, snapshot)
-            if response is not None:
-                out.append(response)
+                # Rule 2; what is held comes again with the answer.
+                news = watch.owed or watch.seen != snapshot.version
+                if news or type_url in self._served.answered:
+                    held.add(type_url)
+            elif held.isdisjoint(self._served.after.get(type_url, ())):
+                response = self._due(type_url, watch, snapshot)
+                if response is not None:
+                    out.append(response)
+                    if type_url in self._served.answered:
+                        held.add(type_url)
+            else:
+                held.add(type_url)
         return out
 
     def _answer(self, request: Request, watch: _Watch) -> None:
@@ -127,10 +179,14 @@ class DeltaConnection:
         watch.waiting, watch.last = "", ()
 
     def _due(self, type_url: str, watch: _Watch, snapshot: Snapshot) -> Response | None:
-        if not watch.owed and watch.seen == snapshot.version:
+        settled = type_url not in self._served.last or self._settled(snapshot)
+        if not watch.owed and watch.seen == snapshot.version and not (watch.keeps and settled):
             return None
-        here = snapshot.resources[type_url]
+        here = snapshot.of(type_url)
         removed = [name for name in watch.sent if name not in here]
+        watch.keeps = bool(removed) and not settled
+        if watch.keeps:
+            removed = []
         for name in removed:
             del watch.sent[name]
         repeat: set[str] = set()
@@ -142,7 +198,7 @@ class DeltaConnection:
         due = [
             here[name]
             for name in dict.fromkeys(_wanted(type_url, watch, snapshot))
-            if name in repeat or watch.sent.get(name) != here[name].version
+            if name in here and (name in repeat or watch.sent.get(name) != here[name].version)
         ]
         owed, watch.owed, watch.seen = watch.owed, False, snapshot.version
         watch.repeat.clear()
@@ -150,6 +206,7 @@ class DeltaConnection:
             return None
         for resource in due:
             watch.sent[resource.name] = resource.version
+        self._send_again(type_url, due)
         self._nonce += 1
         watch.waiting = str(self._nonce)
         watch.last = (*(r.name for r in due), *removed)
@@ -161,11 +218,25 @@ class DeltaConnection:
             tuple(dict.fromkeys(removed)),
         )
 
+    def _settled(self, snapshot: Snapshot) -> bool:
+        """Say whether all that might still name what is gone is current, and answered."""
+        others = [w for t, w in self._watches.items() if t not in self._served.last]
+        return bool(others) and all(
+            not w.waiting and not w.owed and w.seen == snapshot.version for w in others
+        )
+
+    def _send_again(self, type_url: str, due: Iterable[Resource]) -> None:
+        watch = self._watches.get(self._served.again.get(type_url, ""))
+        names = watch.names.intersection(r.name for r in due) if watch else set()
+        if watch and names:
+            watch.repeat |= names
+            watch.owed = True
+
 
 def _wanted(type_url: str, watch: _Watch, snapshot: Snapshot) -> Iterator[str]:
     """Names of existing resources that the client should have."""
     if watch.wildcard:
-        yield from snapshot.resources[type_url]
+        yield from snapshot.of(type_url)
         return
     for name in watch.names:
         yield from snapshot.resolve(type_url, name)
@@ -187,7 +258,7 @@ def _start(request: Request, watch: _Watch) -> None:
     watch.sent = {name: version for name, version in request.initial_versions.items() if version}
 
 
-def _subscribe(request: Request, watch: _Watch, first: bool) -> None:
+def _subscribe(request: Request, watch: _Watch, first: bool, snapshot: Snapshot) -> None:
     if "*" in request.subscribe:
         watch.wildcard = True
     asked = {name for name in request.subscribe if name != "*"}
@@ -197,6 +268,9 @@ def _subscribe(request: Request, watch: _Watch, first: bool) -> None:
         # and not yet answered.
         watch.names |= set(request.initial_versions)
         asked |= {name for name, version in request.initial_versions.items() if not version}
+    if first:  # what the client kept needs no second telling
+        here, kept = snapshot.of(request.type_url), request.initial_versions
+        asked = {n for n in asked if n not in here or kept.get(n) != here[n].version}
     if asked:
         watch.repeat |= asked
         watch.owed = True

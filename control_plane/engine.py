@@ -12,8 +12,10 @@ from typing import Any, Final, Protocol
 from control_plane.metrics import Metrics, short_type
 from control_plane.registry import KINDS, Registry
 from control_plane.status import StatusSink
+from control_plane.waypoints.state import Waypoints
 from control_plane.xds import Hub
 from mesh.manifest import Key
+from waypoint.config.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +50,20 @@ class Engine:
         self,
         source: Source,
         registry: Registry,
+        waypoints: Waypoints,
         hub: Hub,
         status: StatusSink,
         metrics: Metrics,
     ) -> None:
         self.registry = registry
+        self.waypoints = waypoints
         self.synced = False
         self._source = source
         self._hub = hub
         self._status = status
         self._metrics = metrics
         self._known: dict[Key, int] = {}
+        self._said: dict[Key, Status] = {}
         self._lock = asyncio.Lock()
 
     @property
@@ -99,10 +104,24 @@ class Engine:
             snapshot = self.registry.update(changed, gone)
             for type_url, resources in snapshot.resources.items():
                 self._metrics.resources.labels(short_type(type_url)).set(len(resources))
+            # Waypoints first: who is told to pass one finds it ready for what is sent there.
+            self._hub.publish_waypoints(self.waypoints.update(), seen)
             self._hub.publish(snapshot, seen)
             self.synced = True
             now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            conditions = dict(self.registry.conditions)
-            written = await asyncio.to_thread(self._status.write, changed, gone, conditions, now)
+            said = self._news()
+            written = await asyncio.to_thread(self._status.write, changed, gone, said, now)
             if written:
-                log.info("status of %d policies written", written)
+                log.info("status of %d objects written", written)
+
+    def _news(self) -> dict[Key, Status | None]:
+        """Collect what is to be said otherwise than before."""
+        said: dict[Key, Status | None] = {}
+        now = {k: Status((c,)) for k, c in self.registry.conditions.items()}
+        now.update(self.waypoints.statuses)
+        for key, status in now.items():
+            if self._said.get(key) != status:
+                said[key] = status
+        said.update({key: None for key in self._said if key not in now})
+        self._said = now
+        return said

@@ -10,10 +10,23 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from control_plane.resources import (
+    CLUSTER_TYPE,
+    ENDPOINTS_TYPE,
+    LISTENER_TYPE,
+    ROUTES_TYPE,
+)
 from mesh import __version__
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
-_SHORT: Final = {ADDRESS_TYPE: "address", AUTHORIZATION_TYPE: "authorization"}
+_SHORT: Final = {
+    ADDRESS_TYPE: "address",
+    AUTHORIZATION_TYPE: "authorization",
+    CLUSTER_TYPE: "cds",
+    ENDPOINTS_TYPE: "eds",
+    LISTENER_TYPE: "lds",
+    ROUTES_TYPE: "rds",
+}
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 

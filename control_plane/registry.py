@@ -63,7 +63,7 @@ class Registry:
 
     def __init__(self, config: MeshConfig) -> None:
         self.config = config
-        self.snapshot = Snapshot()
+        self.snapshot = Snapshot(resources={AUTHORIZATION_TYPE: {}, ADDRESS_TYPE: {}})
         self.conditions: dict[Key, Condition] = {}
         self.bindings = Bindings(config.cluster_domain)
         # Services (by key) that are others or have other members; drained by who asks.
@@ -81,9 +81,7 @@ class Registry:
         self._peer_policies: set[str] = set()
         self._workloads: dict[PodKey | str, Workload] = {}  # by pod, or address that no pod has
         self._by_uid: dict[str, Workload] = {}
-        self._resources: dict[str, dict[str, Resource]] = {
-            t: dict(r) for t, r in self.snapshot.resources.items()
-        }
+        self._resources: dict[str, dict[str, Resource]] = {AUTHORIZATION_TYPE: {}, ADDRESS_TYPE: {}}
         self._aliases: dict[str, tuple[str, ...]] = {}
         self._members: dict[str, tuple[str, ...]] = {}
         self._changed = False

@@ -17,8 +17,11 @@ from mesh.model.convert import (
     workload_to_pb,
 )
 
-# In the order they are sent: a workload must not arrive before the policies that it names.
-TYPES: Final = (AUTHORIZATION_TYPE, ADDRESS_TYPE)
+_ENVOY: Final = "type.googleapis.com/envoy.config."
+CLUSTER_TYPE: Final = f"{_ENVOY}cluster.v3.Cluster"
+ENDPOINTS_TYPE: Final = f"{_ENVOY}endpoint.v3.ClusterLoadAssignment"
+LISTENER_TYPE: Final = f"{_ENVOY}listener.v3.Listener"
+ROUTES_TYPE: Final = f"{_ENVOY}route.v3.RouteConfiguration"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +35,10 @@ class Resource:
     aliases: tuple[str, ...] = ()
 
 
-def _resource(type_url: str, name: str, payload: bytes, aliases: tuple[str, ...]) -> Resource:
+def make_resource(
+    type_url: str, name: str, payload: bytes, aliases: tuple[str, ...] = ()
+) -> Resource:
+    """Name and version an encoded message."""
     version = hashlib.blake2b(payload, digest_size=10).hexdigest()
     return Resource(type_url, name, version, payload, aliases)
 
@@ -41,13 +47,13 @@ def workload_resource(w: Workload) -> Resource:
     """Encode a workload. Addresses shared by a whole node do not name one workload."""
     aliases = () if w.host_network else tuple(f"{w.network}/{a}" for a in w.addresses)
     payload = workload_to_pb(w).SerializeToString(deterministic=True)
-    return _resource(ADDRESS_TYPE, w.uid, payload, aliases)
+    return make_resource(ADDRESS_TYPE, w.uid, payload, aliases)
 
 
 def service_resource(s: Service) -> Resource:
     """Encode a service."""
     aliases = tuple(f"{s.network}/{v}" for v in s.vips)
-    return _resource(
+    return make_resource(
         ADDRESS_TYPE, s.key, service_to_pb(s).SerializeToString(deterministic=True), aliases
     )
 
@@ -55,9 +61,10 @@ def service_resource(s: Service) -> Resource:
 def authorization_resource(a: Authorization) -> Resource:
     """Encode a policy."""
     payload = authorization_to_pb(a).SerializeToString(deterministic=True)
-    return _resource(AUTHORIZATION_TYPE, a.key, payload, ())
+    return make_resource(AUTHORIZATION_TYPE, a.key, payload)
 
 
+_NOTHING: Final[Mapping[str, Resource]] = MappingProxyType({})
 _EMPTY: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
 
 
@@ -70,15 +77,17 @@ class Snapshot:
     """
 
     version: int = 0
-    resources: Mapping[str, Mapping[str, Resource]] = field(
-        default_factory=lambda: {t: {} for t in TYPES}
-    )
+    resources: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
     members: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
 
+    def of(self, type_url: str) -> Mapping[str, Resource]:
+        """All resources of a type by name."""
+        return self.resources.get(type_url, _NOTHING)
+
     def resolve(self, type_url: str, name: str) -> list[str]:
         """Names of the resources that answer a subscription: a service brings its workloads."""
-        here = self.resources[type_url]
+        here = self.of(type_url)
         found = [name] if name in here else list(self.aliases.get(name, ()))
         if type_url == ADDRESS_TYPE:
             for n in list(found):

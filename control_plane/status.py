@@ -1,19 +1,46 @@
-"""Status conditions: what became of a policy, written where its author looks."""
+"""Status: what became of an object, written where its author looks.
+
+Others write status, too: of conditions only the types that are ours are touched, of the parents of
+a route (ancestors of a policy) only the entries that carry our controllerName.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from mesh.findings import WAYPOINT_ACCEPTED, ZTUNNEL_ACCEPTED, Condition
 from mesh.manifest import Key
+from waypoint.config.binding import WAYPOINT_BOUND
+from waypoint.config.status import CONTROLLER, ParentStatus, Status
+
+Object = Mapping[str, Any]
 
 MANAGER: Final = "control-plane"
-_OURS: Final = frozenset({ZTUNNEL_ACCEPTED, WAYPOINT_ACCEPTED})
+_POLICY: Final = frozenset({ZTUNNEL_ACCEPTED, WAYPOINT_ACCEPTED})
+_GATEWAY: Final = frozenset({"Accepted", "Programmed"})
+_BOUND: Final = frozenset({WAYPOINT_BOUND})
+# Types of conditions that this controller alone writes, by kind.
+_OURS: Final[Mapping[str, frozenset[str]]] = {
+    "Gateway": _GATEWAY,
+    "GatewayClass": _GATEWAY,
+    "Pod": _BOUND,
+    "Service": _BOUND,
+}
+# Where a kind lists what it is attached to, and what it calls that (Gateway API).
+_PARENTS: Final = ("parents", "parentRef")
+_LISTS: Final = {
+    "BackendTLSPolicy": ("ancestors", "ancestorRef"),
+    "XBackendTrafficPolicy": ("ancestors", "ancestorRef"),
+}
 
 
 class StatusStore(Protocol):
     """Where status is written (mesh.store.FolderStore)."""
+
+    def get(self, kind: str, namespace: str | None, name: str) -> dict[str, Any] | None:
+        """Read one object."""
+        ...
 
     def patch(
         self,
@@ -32,26 +59,52 @@ class StatusSink(Protocol):
 
     def write(
         self,
-        changed: Mapping[Key, Mapping[str, Any]],
+        changed: Mapping[Key, Object],
         gone: set[Key],
-        conditions: Mapping[Key, Condition],
+        said: Mapping[Key, Status | None],
         now: str,
     ) -> int:
-        """See to it that objects carry their conditions; returns how many were written by now."""
+        """See to it that objects carry their status; returns how many were written by now.
+
+        said: what is to be said otherwise than before; None: nothing any more.
+        """
         ...
 
 
-def make_condition(obj: Mapping[str, Any], condition: Condition, now: str) -> dict[str, Any]:
-    """Build the condition as an API object; its transition time changes with its status only."""
-    existing = (obj.get("status") or {}).get("conditions")
-    old = next(
-        (
-            c
-            for c in (existing if isinstance(existing, list) else [])
-            if isinstance(c, dict) and c.get("type") == condition.type
-        ),
-        {},
-    )
+def list_of(kind: str) -> str:
+    """Name the list of a kind's status that several controllers share."""
+    return _LISTS.get(kind, _PARENTS)[0]
+
+
+def make_status(obj: Object, status: Status, now: str) -> dict[str, Any]:
+    """Build our part of an object's status; a condition's time changes with its status only.
+
+    The list of parents is whole: entries of other controllers are in it as they are.
+    """
+    there = _mapping(obj.get("status"))
+    generation = obj["metadata"].get("generation")
+    out: dict[str, Any] = {}
+    if status.conditions:
+        out["conditions"] = _conditions(status.conditions, there, generation, now)
+    for name, value in status.fields.items():
+        out[name] = _nested(value, there.get(name), generation, now)
+    field, ref = _LISTS.get(obj["kind"], _PARENTS)
+    own = [_parent(p, ref, there.get(field), generation, now) for p in status.parents]
+    entries = [*_of_others(there.get(field)), *own]
+    if own or _of_us(there.get(field)):
+        out[field] = entries
+    return out
+
+
+def _conditions(
+    conditions: Iterable[Condition], there: Any, generation: Any, now: str
+) -> list[dict[str, Any]]:
+    existing = _mapping(there).get("conditions")
+    return [_condition(c, existing, generation, now) for c in conditions]
+
+
+def _condition(condition: Condition, existing: Any, generation: Any, now: str) -> dict[str, Any]:
+    old = next((c for c in _mappings(existing) if c.get("type") == condition.type), {})
     status = str(condition.status)
     since = old.get("lastTransitionTime") if old.get("status") == status else None
     out = {
@@ -61,72 +114,140 @@ def make_condition(obj: Mapping[str, Any], condition: Condition, now: str) -> di
         "message": condition.message,
         "lastTransitionTime": since or now,
     }
-    generation = obj["metadata"].get("generation")
     if isinstance(generation, int):
         out["observedGeneration"] = generation
     return out
 
 
-def is_current(obj: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Say whether the object carries this condition already, and no other one of ours."""
-    existing = (obj.get("status") or {}).get("conditions")
-    ours = [
-        c
-        for c in (existing if isinstance(existing, list) else [])
-        if isinstance(c, dict) and c.get("type") in _OURS
-    ]
-    return ours == [wanted]
+def _parent(
+    parent: ParentStatus, ref: str, existing: Any, generation: Any, now: str
+) -> dict[str, Any]:
+    old = next((p for p in _of_us(existing) if p.get(ref) == parent.ref), {})
+    return {
+        ref: dict(parent.ref),
+        "controllerName": CONTROLLER,
+        "conditions": _conditions(parent.conditions, old, generation, now),
+    }
+
+
+def _nested(value: Any, existing: Any, generation: Any, now: str) -> Any:
+    """Render conditions within a field of status; items of lists are told apart by name."""
+    if isinstance(value, Mapping):
+        return {
+            k: _conditions(v, existing, generation, now)
+            if k == "conditions"
+            else _nested(v, _mapping(existing).get(k), generation, now)
+            for k, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        by_name = {m.get("name"): m for m in _mappings(existing)}
+        return [_nested(v, by_name.get(_mapping(v).get("name")), generation, now) for v in value]
+    return value
+
+
+def is_current(obj: Object, wanted: Mapping[str, Any]) -> bool:
+    """Say whether an object's status says this already, and nothing else of ours."""
+    there = _mapping(obj.get("status"))
+    ours = _OURS.get(obj["kind"], _POLICY)
+    said = {c["type"]: c for c in _mappings(there.get("conditions")) if c.get("type") in ours}
+    if said != {c["type"]: c for c in wanted.get("conditions", ())}:
+        return False
+    field = list_of(obj["kind"])
+    if field not in wanted and _of_us(there.get(field)):
+        return False
+    return all(there.get(name) == value for name, value in wanted.items() if name != "conditions")
+
+
+def without_ours(obj: Object) -> dict[str, Any]:
+    """Build the list of parents without our entries, where there are any."""
+    field = list_of(obj["kind"])
+    entries = _mapping(obj.get("status")).get(field)
+    return {field: _of_others(entries)} if _of_us(entries) else {}
+
+
+def _of_us(entries: Any) -> list[Mapping[str, Any]]:
+    return [e for e in _mappings(entries) if e.get("controllerName") == CONTROLLER]
+
+
+def _of_others(entries: Any) -> list[Mapping[str, Any]]:
+    return [e for e in _mappings(entries) if e.get("controllerName") != CONTROLLER]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [v for v in value if isinstance(v, Mapping)] if isinstance(value, list) else []
 
 
 class StatusBook:
-    """The objects with conditions, and what they should carry. Looks at what changed only."""
+    """What objects should say. Looks at what changed only; `find` reads an object that did not."""
 
-    def __init__(self) -> None:
-        self._objects: dict[Key, Mapping[str, Any]] = {}
-        self._conditions: dict[Key, Condition] = {}
+    def __init__(self, find: Callable[[Key], Object | None]) -> None:
+        self._find = find
+        self._said: dict[Key, Status] = {}
+        self._leaving: set[Key] = set()  # had a status of ours, and are to have none
 
     def update(
         self,
-        changed: Mapping[Key, Mapping[str, Any]],
+        changed: Mapping[Key, Object],
         gone: set[Key],
-        conditions: Mapping[Key, Condition],
+        said: Mapping[Key, Status | None],
         now: str,
-    ) -> Iterator[tuple[Key, Mapping[str, Any], dict[str, Any] | None]]:
-        """Take a change in; yields (key, object, condition it lacks, or None when it has it)."""
-        touched = {k for k in changed if k in conditions}
-        touched |= {k for k, c in conditions.items() if self._conditions.get(k) != c}
-        self._objects.update({k: o for k, o in changed.items() if k in conditions})
-        self._conditions = dict(conditions)
-        for key in [k for k in self._objects if k in gone or k not in conditions]:
-            del self._objects[key]
-        for key in sorted(touched & self._objects.keys()):
-            obj = self._objects[key]
-            wanted = make_condition(obj, conditions[key], now)
-            yield key, obj, None if is_current(obj, wanted) else wanted
+    ) -> Iterator[tuple[Key, Object, dict[str, Any] | None]]:
+        """Take a change in; yields (key, object, our part of its status or None where it has it).
+
+        {} is for an object that should carry nothing of ours and does.
+        """
+        touched = set()
+        for key, status in said.items():
+            if status is None:
+                if self._said.pop(key, None) is not None:
+                    self._leaving.add(key)
+                    touched.add(key)
+            elif self._said.get(key) != status:
+                self._said[key] = status
+                self._leaving.discard(key)
+                touched.add(key)
+        touched |= {k for k in changed if k in self._said or k in self._leaving}
+        for key in gone:
+            self._said.pop(key, None)
+            self._leaving.discard(key)
+        for key in sorted(touched - gone):
+            obj = changed.get(key) or self._find(key)
+            if obj is None:
+                continue
+            wanted = make_status(obj, self._said.get(key, Status()), now)
+            if not is_current(obj, wanted):
+                yield key, obj, wanted
+                continue
+            self._leaving.discard(key)
+            yield key, obj, None
 
     def __contains__(self, key: Key) -> bool:
-        """Say whether an object is known and has a condition."""
-        return key in self._objects
+        """Say whether there is something to say about an object, or to take back."""
+        return key in self._said or key in self._leaving
 
 
 class StatusWriter:
-    """Keeps the conditions of policies in a store current; writes nothing that is there already."""
+    """Keeps the status of objects in a store current; writes nothing that is there already."""
 
     def __init__(self, store: StatusStore) -> None:
         self._store = store
-        self._book = StatusBook()
+        self._book = StatusBook(lambda key: store.get(*key))
 
     def write(
         self,
-        changed: Mapping[Key, Mapping[str, Any]],
+        changed: Mapping[Key, Object],
         gone: set[Key],
-        conditions: Mapping[Key, Condition],
+        said: Mapping[Key, Status | None],
         now: str,
     ) -> int:
         """Write what differs; returns how many objects were written."""
         written = 0
-        for key, _, wanted in self._book.update(changed, gone, conditions, now):
+        for key, _, wanted in self._book.update(changed, gone, said, now):
             if wanted is not None:
-                patch = {"status": {"conditions": [wanted]}}
+                patch = {"status": wanted} if wanted else None
                 written += self._store.patch(*key, MANAGER, patch)
         return written

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2
 
 from control_plane.authn import Caller, TokenVerifier, bearer_untrusted
-from control_plane.delta import DeltaConnection, Response
+from control_plane.delta import ENVOY, PROXY, DeltaConnection, Response, TypeSet
 from control_plane.metrics import Metrics, short_type
 from control_plane.resources import Snapshot
 from mesh.errors import BadInput, Unavailable
@@ -55,10 +55,11 @@ def _response(response: Response) -> discovery_pb2.DeltaDiscoveryResponse:
     )
 
 
-class Hub:
-    """The newest snapshot, and who wants to know of the next one."""
+class Channel:
+    """The newest snapshot for one kind of client, and who wants to know of the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, served: TypeSet) -> None:
+        self.served = served
         self.snapshot = Snapshot()
         self.published_at = 0.0  # monotonic time at which the change behind it was seen
         self.streams: set[Stream] = set()
@@ -69,6 +70,38 @@ class Hub:
             self.snapshot, self.published_at = snapshot, seen_at
             for stream in self.streams:
                 stream.news.set()
+
+
+class Hub:
+    """One channel for all node proxies, one for each waypoint (by "namespace/name")."""
+
+    def __init__(self) -> None:
+        self.proxies = Channel(PROXY)
+        self.waypoints: dict[str, Channel] = {}
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What node proxies are served."""
+        return self.proxies.snapshot
+
+    @property
+    def streams(self) -> list[Stream]:
+        """Everybody who is served."""
+        channels = (self.proxies, *self.waypoints.values())
+        return [stream for channel in channels for stream in list(channel.streams)]
+
+    def publish(self, snapshot: Snapshot, seen_at: float) -> None:
+        """Tell node proxies."""
+        self.proxies.publish(snapshot, seen_at)
+
+    def publish_waypoints(self, snapshots: Mapping[str, Snapshot], seen_at: float) -> None:
+        """Tell waypoints. One that is not named any more keeps what it has, while it drains."""
+        for name, snapshot in snapshots.items():
+            if name not in self.waypoints:
+                self.waypoints[name] = Channel(ENVOY)
+            self.waypoints[name].publish(snapshot, seen_at)
+        for name in [n for n, c in self.waypoints.items() if n not in snapshots and not c.streams]:
+            del self.waypoints[name]
 
     def end_streams(self) -> None:
         """Close every stream."""
@@ -81,7 +114,7 @@ class Stream:
 
     def __init__(
         self,
-        hub: Hub,
+        channel: Channel,
         metrics: Metrics,
         context: grpc.aio.ServicerContext[
             discovery_pb2.DeltaDiscoveryRequest, discovery_pb2.DeltaDiscoveryResponse
@@ -92,8 +125,8 @@ class Stream:
         self.caller = caller
         self.peer = context.peer()
         self.node = ""
-        self.state = DeltaConnection()
-        self._hub = hub
+        self.state = DeltaConnection(channel.served)
+        self._channel = channel
         self._metrics = metrics
         self._context = context
         # Responses must leave in the order they were made; a slow client holds this, and while it
@@ -131,7 +164,7 @@ class Stream:
                 log.info("xds: %s connected from %s", self.node, self.peer)
             async with self._writing:
                 started = time.monotonic()
-                responses = self.state.receive_untrusted(_request(pb), self._hub.snapshot)
+                responses = self.state.receive_untrusted(_request(pb), self._channel.snapshot)
                 self._report_nacks()
                 await self._write(responses, started)
 
@@ -141,10 +174,10 @@ class Stream:
             async with self._writing:
                 self.news.clear()
                 started = time.monotonic()
-                responses = self.state.push(self._hub.snapshot)
+                responses = self.state.push(self._channel.snapshot)
                 await self._write(responses, started)
                 if responses:
-                    self._metrics.convergence.observe(time.monotonic() - self._hub.published_at)
+                    self._metrics.convergence.observe(time.monotonic() - self._channel.published_at)
 
     async def _write(self, responses: Iterable[Response], started: float) -> None:
         for response in responses:
@@ -176,19 +209,27 @@ class Stream:
 
 
 class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
-    """Answers DeltaAggregatedResources for proxies of known service accounts."""
+    """Answers DeltaAggregatedResources for node proxies, by account, and pods of waypoints.
+
+    `gateway_of` names the waypoint whose pod a caller is; `refresh` reads the newest objects,
+    before a caller that may be newer than what was read is refused.
+    """
 
     def __init__(
         self,
         hub: Hub,
         verifier: TokenVerifier,
         accounts: Collection[str],
+        gateway_of: Callable[[Caller], str],
+        refresh: Callable[[], Awaitable[object]],
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._hub = hub
         self._verifier = verifier
         self._accounts = accounts
+        self._gateway_of = gateway_of
+        self._refresh = refresh
         self._metrics = metrics
         self._clock = clock
 
@@ -197,15 +238,27 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         context: grpc.aio.ServicerContext[
             discovery_pb2.DeltaDiscoveryRequest, discovery_pb2.DeltaDiscoveryResponse
         ],
-    ) -> Caller:
+    ) -> tuple[Caller, Channel]:
         token = bearer_untrusted(context.invocation_metadata())
         caller = await self._verifier.prove_untrusted(token, self._clock())
-        if caller.account not in self._accounts:
-            raise BadInput(
-                f"{caller.account} is not a mesh proxy (known: {', '.join(sorted(self._accounts))};"
-                " add one with --proxy-account)"
-            )
-        return caller
+        if caller.account in self._accounts:
+            return caller, self._hub.proxies
+        for last in (False, True):
+            try:
+                name = self._gateway_of(caller)
+                break
+            except BadInput as e:
+                if last:
+                    raise BadInput(
+                        f"{caller.account} is neither a node proxy (known:"
+                        f" {', '.join(sorted(self._accounts))}; add one with --proxy-account)"
+                        f" nor a waypoint: {e}"
+                    ) from e
+                await self._refresh()
+        channel = self._hub.waypoints.get(name)
+        if channel is None:
+            raise Unavailable(f"nothing is served to waypoint {name} yet")
+        return caller, channel
 
     async def DeltaAggregatedResources(
         self,
@@ -216,7 +269,7 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
     ) -> None:
         """Serve one stream."""
         try:
-            caller = await self._authenticate(context)
+            caller, channel = await self._authenticate(context)
         except BadInput as e:
             self._metrics.refused.inc()
             log.warning("xds: refused %s: %s", context.peer(), e)
@@ -224,8 +277,8 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
         except Unavailable as e:
             log.warning("xds: %s must wait: %s", context.peer(), e)
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(e))
-        stream = Stream(self._hub, self._metrics, context, caller)
-        self._hub.streams.add(stream)
+        stream = Stream(channel, self._metrics, context, caller)
+        channel.streams.add(stream)
         self._metrics.connected.inc()
         try:
             await stream.run()
@@ -233,6 +286,6 @@ class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type
             log.warning("xds: %s broke the protocol: %s", stream.node or stream.peer, e)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(e))
         finally:
-            self._hub.streams.discard(stream)
+            channel.streams.discard(stream)
             self._metrics.connected.dec()
             log.info("xds: %s disconnected", stream.node or stream.peer)

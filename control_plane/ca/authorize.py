@@ -23,6 +23,21 @@ class Pods(Protocol):
         ...
 
 
+def pod_of_untrusted(caller: Caller, pods: Pods) -> PodRecord:
+    """Find the pod that a token is bound to, running as the token says; raises BadInput."""
+    if not caller.pod:
+        raise BadInput(f"{caller.account}: the token is not bound to a pod")
+    pod = pods.pod(caller.namespace, caller.pod)
+    name = f"pod {caller.namespace}/{caller.pod}"
+    if pod is None:
+        raise BadInput(f"{caller.account}: {name} of the token does not run")
+    if pod.uid != caller.pod_uid:
+        raise BadInput(f"{caller.account}: {name} is another one now (uid {pod.uid})")
+    if pod.service_account != caller.service_account:
+        raise BadInput(f"{caller.account}: {name} runs as {pod.service_account}")
+    return pod
+
+
 def authorize_untrusted(
     caller: Caller,
     impersonated: str,
@@ -35,16 +50,7 @@ def authorize_untrusted(
     Its own; or, for a trusted node proxy, one that runs on the proxy's own node: a stolen node's
     token is worth the identities of that node, not those of the cluster.
     """
-    if not caller.pod:
-        raise BadInput(f"{caller.account}: the token is not bound to a pod")
-    pod = pods.pod(caller.namespace, caller.pod)
-    name = f"pod {caller.namespace}/{caller.pod}"
-    if pod is None:
-        raise BadInput(f"{caller.account}: {name} of the token does not run")
-    if pod.uid != caller.pod_uid:
-        raise BadInput(f"{caller.account}: {name} is another one now (uid {pod.uid})")
-    if pod.service_account != caller.service_account:
-        raise BadInput(f"{caller.account}: {name} runs as {pod.service_account}")
+    pod = pod_of_untrusted(caller, pods)
     own = SpiffeId(trust_domain, caller.namespace, caller.service_account)
     if not impersonated or impersonated == str(own):
         return own

@@ -118,6 +118,12 @@ class ObjectCache:
         with self._lock:
             return [unpack(data) for _, data in self._kinds.get(kind, {}).values()]
 
+    def object(self, key: Key) -> dict[str, Any] | None:
+        """Fresh copy of one object."""
+        with self._lock:
+            entry = self._kinds.get(key.kind, {}).get(key)
+            return unpack(entry[1]) if entry else None
+
     def count(self, kind: str) -> int:
         """How many there are."""
         with self._lock:
@@ -166,6 +172,10 @@ class KubernetesSource:
     def kind(self, kind: str) -> Kind:
         """The table's entry."""
         return self._reflectors[kind].kind
+
+    def object(self, key: Key) -> dict[str, Any] | None:
+        """One object as it was last read."""
+        return self.cache.object(key)
 
     def problems(self) -> list[str]:
         """Say what cannot be read, one line per kind."""

@@ -21,11 +21,11 @@ from control_plane.kubernetes.pacing import Pacer
 from control_plane.metrics import Counter
 from control_plane.status import StatusBook
 from mesh.errors import BadInput, Unavailable
-from mesh.findings import Condition
 from mesh.kube.api import APPLY, Api, ApiError
 from mesh.kube.backoff import Backoff
 from mesh.kube.kinds import Kind
 from mesh.manifest import Key
+from waypoint.config.status import Status
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,19 @@ class Source(Protocol):
     def version(self, kind: str) -> str:
         """The version that is read; "" when it is not served."""
 
+    def object(self, key: Key) -> Mapping[str, Any] | None:
+        """One object as it was last read."""
+
+
+# Gateways of our class and their classes: nobody else has anything to say about them, and what is
+# there when they are made are defaults ("Unknown").
+_FORCED: Final = frozenset({"Gateway", "GatewayClass"})
+
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
     uid: str
-    condition: Mapping[str, Any]
+    status: Mapping[str, Any]
 
 
 class StatusApplier:
@@ -68,7 +76,7 @@ class StatusApplier:
         self._leading = leading
         self._writes = writes
         self._clock = clock
-        self._book = StatusBook()
+        self._book = StatusBook(source.object)
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._wishes: dict[Key, _Wish] = {}
@@ -95,12 +103,12 @@ class StatusApplier:
         self,
         changed: Mapping[Key, Mapping[str, Any]],
         gone: set[Key],
-        conditions: Mapping[Key, Condition],
+        said: Mapping[Key, Status | None],
         now: str,
     ) -> int:
         """Note what is missing. Nothing is written by this call itself."""
         with self._lock:
-            for key, obj, wanted in self._book.update(changed, gone, conditions, now):
+            for key, obj, wanted in self._book.update(changed, gone, said, now):
                 if wanted is None:
                     self._wishes.pop(key, None)
                     self._said.discard(key)
@@ -114,7 +122,7 @@ class StatusApplier:
 
     @property
     def pending(self) -> int:
-        """How many objects lack their condition."""
+        """How many objects lack their status."""
         with self._lock:
             return len(self._wishes)
 
@@ -167,10 +175,11 @@ class StatusApplier:
             "apiVersion": kind.api_version(version),
             "kind": key.kind,
             "metadata": metadata,
-            "status": {"conditions": [dict(wish.condition)]},
+            "status": dict(wish.status),
         }
         path = kind.path(version, key.namespace, key.name, "status")
-        query = {"fieldManager": FIELD_MANAGER, "force": "false"}
+        forced = "true" if key.kind in _FORCED else "false"
+        query = {"fieldManager": FIELD_MANAGER, "force": forced}
         try:
             self._api.request(
                 "PATCH", path, query=query, body=body, content_type=APPLY, timeout=_TIMEOUT

@@ -53,7 +53,7 @@ class Bindings:
         self._served: dict[GatewayKey, set[Key]] = defaultdict(set)
         self._pods: dict[GatewayKey, dict[str, bool]] = defaultdict(dict)  # name: ready
         self._dirty: set[Key] = set()
-        self.changed: set[GatewayKey] = set()  # Gateways that are another now; drained by others
+        self._changed: set[GatewayKey] = set()
 
     # ---- what is there -----------------------------------------------------------------------
 
@@ -82,11 +82,11 @@ class Bindings:
         wish = read_wish(metadata)
         if labels == self._labels.get(name, {}) and wish == self._around.get(name, SILENT):
             return
-        for index, value in ((self._labels, labels), (self._around, wish)):
-            if obj is None:
-                index.pop(name, None)
-            else:
-                index[name] = value
+        if obj is None:
+            self._labels.pop(name, None)
+            self._around.pop(name, None)
+        else:
+            self._labels[name], self._around[name] = labels, wish
         for key in self._own.get(name, {}):
             self._want(key)
             self._dirty.add(key)  # allowedRoutes may select by these labels
@@ -111,7 +111,7 @@ class Bindings:
         self._touch(where)
 
     def _touch(self, where: GatewayKey) -> None:
-        self.changed.add(where)
+        self._changed.add(where)
         self._dirty |= self._wanting.get(where, set())
 
     def put_pod(self, old: PodRecord | None, new: PodRecord | None) -> None:
@@ -128,7 +128,7 @@ class Bindings:
                 here.pop(pod.name, None)
             if self.ready(where) != was:
                 self._dirty |= self._wanting.get(where, set())
-            self.changed.add(where)
+            self._changed.add(where)
 
     def put(self, key: Key, wish: Wish | None) -> None:
         """Take in what a Service or Pod says; None: it is gone."""
@@ -169,8 +169,10 @@ class Bindings:
             changed.add(key)
             if old.gateway:
                 self._served[old.gateway].discard(key)
+                self._changed.add(old.gateway)
             if new.gateway:
                 self._served[new.gateway].add(key)
+                self._changed.add(new.gateway)
             if new == FREE:
                 del self._bound[key]
             else:
@@ -192,6 +194,11 @@ class Bindings:
             self.ready(want.key),
             self._cluster_domain,
         )
+
+    def drain_changed(self) -> set[GatewayKey]:
+        """Name the Gateways that are others now, or serve others, since this was last asked."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def of(self, key: Key) -> Attachment:
         """Where a Service or Pod is bound."""

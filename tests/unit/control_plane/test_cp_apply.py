@@ -22,6 +22,7 @@ from control_plane.metrics import Metrics
 from mesh.findings import Condition
 from mesh.kube.api import Api
 from mesh.manifest import Key
+from waypoint.config.status import Status
 
 ACCEPTED = Condition("ZtunnelAccepted", True, "Accepted", "attached to ztunnel")
 POLICIES = tuple(k for k in KINDS if k.name == "AuthorizationPolicy")
@@ -80,7 +81,7 @@ class Replica:
             del self.known[key]
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         changed = {k: o for k, (_, o) in found.items()}
-        self.status.write(changed, gone, dict.fromkeys(self.known, self.condition), now)
+        self.status.write(changed, gone, dict.fromkeys(self.known, Status((self.condition,))), now)
 
     def __enter__(self) -> Replica:
         return self

@@ -168,7 +168,7 @@ def test_on_demand_proxy_over_the_wire(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("account", "message"),
-    [(("shop", "cart"), "is not a mesh proxy"), (None, "no service-account token")],
+    [(("shop", "cart"), "is neither a node proxy"), (None, "no service-account token")],
 )
 def test_xds_is_for_proxies_only(tmp_path: Path, account: Any, message: str) -> None:
     """Other service accounts, and callers without a token, are refused with the reason."""
