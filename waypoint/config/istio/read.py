@@ -198,7 +198,7 @@ class Fields:
         if not low <= value <= high:  # NaN is not within either
             self.bad(name, f"{show(value)} is not between {low} and {high}")
             return None
-        return value
+        return float(value)
 
     def boolean(self, name: str) -> bool | None:
         """Read true or false."""
