@@ -25,19 +25,19 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from mesh.ca.client import CaClient, CertKeeper
+from mesh.ca.store import CertStore
 from mesh.errors import BadInput, ConfigError
 from mesh.model import convert
+from mesh.web import Answer, Pages, Request, WebServer
 from mesh.xds.client import Node, Upstream, XdsClient, node_metadata
 from mesh.xds.delta import DeltaClient, Update
 from ztunnel import dump, ipc, logs
-from ztunnel.ca import CaClient, CertKeeper
-from ztunnel.certs import CertStore
 from ztunnel.config import Config, cpu_count, from_environment, help_text
 from ztunnel.control import Control
 from ztunnel.desk import Desk, OnDemand
 from ztunnel.metrics import ProxyMetrics, build_version
 from ztunnel.telemetry import Telemetry
-from ztunnel.web import Answer, Pages, Request, WebServer
 from ztunnel.workers import WorkerPool
 from ztunnel.zds_client import ZdsClient
 

@@ -189,7 +189,7 @@ def _classes(module: Any, names: Iterable[str]) -> list[type]:
 
 _CLASSES: Final = [
     c for c in _classes(ipc, vars(ipc)) if is_dataclass(c) and c.__module__ == ipc.__name__
-] + _classes(model, model.__all__)
+] + [ipc.Certificate, *_classes(model, model.__all__)]
 _ALLOWED: Final = {(c.__module__, c.__qualname__): c for c in _CLASSES}
 
 

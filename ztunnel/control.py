@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
+from mesh.ca.held import Held
+from mesh.ca.store import CertStore
 from mesh.model.convert import ADDRESS_TYPE
 from mesh.wire import zds
 from mesh.xds.delta import Update
 from ztunnel import ipc
-from ztunnel.certs import CertStore
-from ztunnel.csr import Held
 from ztunnel.pods import LocalPod, close_fds, from_add
 from ztunnel.route import Router
 from ztunnel.state import Effects, State

@@ -7,6 +7,8 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from mesh.ca.held import CertificateFacts
+from mesh.ca.store import Identity
 from mesh.model import (
     Action,
     Authorization,
@@ -20,8 +22,6 @@ from mesh.model import (
     Workload,
     WorkloadType,
 )
-from ztunnel.certs import Identity
-from ztunnel.csr import CertificateFacts
 from ztunnel.ipc import Connection
 from ztunnel.pods import LocalPod
 from ztunnel.state import State

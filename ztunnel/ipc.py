@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from mesh.ca.held import Certificate as Certificate
 from mesh.model import Authorization
 
 # ---- values ----------------------------------------------------------------------------------
@@ -103,20 +104,6 @@ class PodDel:
     """
 
     uid: str
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A certificate for an identity; replaces the one before it for new connections.
-
-    chain_pem: leaf first then intermediates; roots_pem: what peers must chain to.
-    """
-
-    identity: str
-    chain_pem: bytes
-    key_pem: bytes
-    roots_pem: bytes
-    not_after: float  # unix seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ _SCOPES: Final = {
     "access": "access",
     "xds": "mesh.xds",
     "zds": "ztunnel.zds_client",
-    "ca": "ztunnel.ca",
+    "ca": "mesh.ca",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cp_support import Tokens, make_plane, pod, policy, service
 
+from mesh.ca.client import CaClient, NotIssued
 from mesh.model.convert import (
     ADDRESS_TYPE,
     AUTHORIZATION_TYPE,
@@ -19,7 +20,6 @@ from mesh.model.convert import (
 from mesh.store import FolderStore
 from mesh.xds.client import Node, Upstream, XdsClient
 from mesh.xds.delta import DeltaClient, Update
-from ztunnel.ca import CaClient, NotIssued
 
 TYPES = {AUTHORIZATION_TYPE: authorization_untrusted, ADDRESS_TYPE: address_untrusted}
 
@@ -129,5 +129,58 @@ def test_proxy_gets_certificates(tmp_path: Path) -> None:
         finally:
             await client.close()
             await plane.stop()
+
+    asyncio.run(body())
+
+
+def test_pod_gets_its_own_identity_and_no_other(tmp_path: Path) -> None:
+    """Without impersonation a pod's token is worth the identity of that pod."""
+    tokens, _, token = prepare(tmp_path)
+    token.write_text(tokens.sign("shop", "cart", "cart", "uid-cart"))
+
+    async def body() -> None:
+        plane = make_plane(tmp_path, tokens)
+        await plane.start()
+        root = tmp_path / "cp" / "root-cert.pem"
+        upstream = Upstream(f"https://127.0.0.1:{plane.port}", root, token)
+        client = CaClient(upstream, 60, impersonate=False)
+        try:
+            held = await client.issue("spiffe://cluster.local/ns/shop/sa/cart")
+            assert held.certificate.identity == "spiffe://cluster.local/ns/shop/sa/cart"
+            with pytest.raises(NotIssued, match="may have"):
+                await client.issue("spiffe://cluster.local/ns/shop/sa/other")
+        finally:
+            await client.close()
+            await plane.stop()
+
+    asyncio.run(body())
+
+
+def test_new_root_is_used_by_the_next_request(tmp_path: Path) -> None:
+    """A root file with other content counts at once, not after a failure or a restart."""
+    tokens, _, token = prepare(tmp_path)
+    identity = "spiffe://cluster.local/ns/shop/sa/cart"
+
+    async def body() -> None:
+        old, new = tmp_path / "old", tmp_path / "new"
+        for folder in (old, new):
+            folder.mkdir()
+        plane = make_plane(tmp_path, tokens, "--data", str(old))
+        await plane.start()
+        root = tmp_path / "root.pem"
+        root.write_bytes((old / "root-cert.pem").read_bytes())
+        client = CaClient(Upstream(f"https://127.0.0.1:{plane.port}", root, token), 60)
+        await client.issue(identity)
+        port = plane.port
+        await plane.stop()
+        other = make_plane(tmp_path, tokens, "--data", str(new), "--listen", f"127.0.0.1:{port}")
+        await other.start()
+        try:
+            root.write_bytes((new / "root-cert.pem").read_bytes())
+            held = await client.issue(identity)
+            assert held.certificate.roots_pem == root.read_bytes()
+        finally:
+            await client.close()
+            await other.stop()
 
     asyncio.run(body())

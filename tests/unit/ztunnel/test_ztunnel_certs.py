@@ -9,10 +9,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from ztunnel_rig import Authority, private_pem
 
+from mesh.ca.csr import held_untrusted, new_request
+from mesh.ca.held import Certificate, Held
+from mesh.ca.store import MAX_IN_FLIGHT, RETRY_MOST, CertStore
 from mesh.errors import BadInput
-from ztunnel.certs import MAX_IN_FLIGHT, RETRY_MOST, CertStore
-from ztunnel.csr import Held, held_untrusted, new_request
-from ztunnel.ipc import Certificate
 
 A = "spiffe://cluster.local/ns/shop/sa/a"
 B = "spiffe://cluster.local/ns/shop/sa/b"

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from mesh.ca.held import Held
+from mesh.ca.store import CertStore
 from mesh.model import Action, Authorization, Gateway, Port, Scope, Service, Tunnel, Workload
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.wire import zds
 from mesh.xds.delta import DeltaClient, Update
 from ztunnel import control as control_module
 from ztunnel import ipc
-from ztunnel.certs import CertStore
 from ztunnel.control import Control
-from ztunnel.csr import Held
 from ztunnel.desk import Desk, OnDemand
 from ztunnel.telemetry import Telemetry
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from ztunnel_rig import Authority
 
 from cli import dump as cli_dump
+from mesh.ca.csr import held_untrusted, new_request
+from mesh.ca.store import CertStore
 from mesh.errors import BadInput, ConfigError
 from mesh.model import (
     Action,
@@ -32,15 +34,13 @@ from mesh.model import (
     Tunnel,
     Workload,
 )
+from mesh.web import Answer, Page, Request, answer, request_untrusted
 from ztunnel import dump, ipc, netns
-from ztunnel.certs import CertStore
 from ztunnel.config import from_environment, help_text
-from ztunnel.csr import held_untrusted, new_request
 from ztunnel.logs import Levels, parse
 from ztunnel.pods import LocalPod
 from ztunnel.route import peer_of
 from ztunnel.state import Effects, State
-from ztunnel.web import Answer, Page, Request, answer, request_untrusted
 
 # ---- configuration -----------------------------------------------------------------------------
 

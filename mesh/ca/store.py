@@ -1,9 +1,9 @@
 """Which certificates are needed, which are held, and when to ask again. No I/O, no clock.
 
-An identity is needed while a local pod uses it. It is renewed at half its life, spread by a little
-so that a node's certificates do not all fall due at once. A failed renewal changes nothing about
-the certificate in use; it is tried again after 0.5 s, doubling to 150 s. What nobody holds yet is
-asked for before what is only to be renewed.
+An identity is needed while somebody uses it: a node's pods, or a process itself. It is renewed at
+half its life, spread by a little so that a node's certificates do not all fall due at once. A
+failed renewal changes nothing about the certificate in use; it is tried again after 0.5 s, doubling
+to 150 s. What nobody holds yet is asked for before what is only to be renewed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from ztunnel.csr import Held
+from mesh.ca.held import Held
 
 RETRY_FIRST: Final = 0.5
 RETRY_MOST: Final = 150.0
@@ -26,7 +26,7 @@ class Identity:
     """One identity of this node. Times are unix seconds."""
 
     name: str
-    users: set[str] = field(default_factory=set)  # uids of local pods
+    users: set[str] = field(default_factory=set)  # uids of local pods, or whatever names a user
     held: Held | None = None
     error: str = ""
     next_try: float = 0.0
@@ -43,14 +43,14 @@ class Identity:
 
 
 class CertStore:
-    """All identities of the local pods. `random` gives values in [0, 1)."""
+    """All identities in use. `random` gives values in [0, 1)."""
 
     def __init__(self, random: Callable[[], float]) -> None:
         self.identities: dict[str, Identity] = {}
         self._random = random
 
     def acquire(self, name: str, user: str, now: float) -> Identity:
-        """Note that a pod needs an identity. If it is missing it is due at once, backoff or not."""
+        """Note that somebody needs an identity; a missing one is due at once, backoff or not."""
         identity = self.identities.get(name)
         if identity is None:
             identity = self.identities[name] = Identity(name, next_try=now)
@@ -60,7 +60,7 @@ class CertStore:
         return identity
 
     def release(self, name: str, user: str) -> None:
-        """Note that a pod is gone; with its last one the identity is dropped."""
+        """Note that a user is gone; with the last one the identity is dropped."""
         identity = self.identities.get(name)
         if identity is None:
             return
@@ -79,7 +79,7 @@ class CertStore:
         return [i.name for i in chosen]
 
     def granted(self, name: str, held: Held, now: float) -> bool:
-        """Take a new certificate; False when no pod needs it any more."""
+        """Take a new certificate; False when nobody needs it any more."""
         identity = self.identities.get(name)
         if identity is None:
             return False

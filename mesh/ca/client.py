@@ -10,11 +10,12 @@ from typing import Any, Final, Protocol
 
 import grpc
 
+from mesh.ca.csr import held_untrusted, new_request
+from mesh.ca.held import Held
+from mesh.ca.store import CertStore
 from mesh.errors import BadInput, MeshError
 from mesh.pb import citadel_pb2
 from mesh.xds.client import Upstream, read
-from ztunnel.certs import CertStore
-from ztunnel.csr import Held, held_untrusted, new_request
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,18 @@ class Issuer(Protocol):
 
 
 class CaClient:
-    """Asks the mesh's CA. One channel, made anew after a failure: address and root may change."""
+    """Asks the mesh's CA, for lifetimes of `ttl` seconds.
 
-    def __init__(self, upstream: Upstream, ttl: int) -> None:
+    One channel, made anew after a failure and when the root file has other content: a channel
+    trusts what was in it when it was opened. impersonate: a node's proxy asks in the name of its
+    pods; others are given the identity that their token proves.
+    """
+
+    def __init__(self, upstream: Upstream, ttl: int, impersonate: bool = True) -> None:
         self._upstream = upstream
         self._ttl = ttl
+        self._impersonate = impersonate
+        self._root = b""
         self._channel: grpc.aio.Channel | None = None
         self._closing: set[asyncio.Future[None]] = set()
 
@@ -50,13 +58,17 @@ class CaClient:
         """See Issuer."""
         made = new_request(identity)
         request = citadel_pb2.IstioCertificateRequest(csr=made.csr_pem, validity_duration=self._ttl)
-        request.metadata.update({"ImpersonatedIdentity": identity})
+        if self._impersonate:
+            request.metadata.update({"ImpersonatedIdentity": identity})
         try:
+            root = read(self._upstream.root_ca) if self._upstream.root_ca else b""
+            if root != self._root:
+                self._drop_channel()
+                self._root = root
             answer = await self._call(request)
-            more = read(self._upstream.root_ca) if self._upstream.root_ca else b""
-            return held_untrusted(identity, made.key_pem, answer.cert_chain, more)
+            return held_untrusted(identity, made.key_pem, answer.cert_chain, root)
         except grpc.aio.AioRpcError as e:
-            self._renew_channel()
+            self._drop_channel()
             raise NotIssued(f"{e.code().name}: {e.details()}") from e
         except (MeshError, UnicodeDecodeError) as e:
             raise NotIssued(str(e)) from e
@@ -74,7 +86,7 @@ class CaClient:
             raise BadInput("the CA's answer does not parse")
         return answer
 
-    def _renew_channel(self) -> None:
+    def _drop_channel(self) -> None:
         # Other calls may be under way on it; they have their own deadline.
         channel, self._channel = self._channel, None
         if channel is not None:

@@ -9,8 +9,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from mesh.ca.held import Certificate, CertificateFacts, Held
 from mesh.errors import BadInput
-from ztunnel.ipc import Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,26 +19,6 @@ class SigningRequest:
 
     key_pem: bytes
     csr_pem: str
-
-
-@dataclass(frozen=True, slots=True)
-class CertificateFacts:
-    """One certificate as the config dump shows it."""
-
-    pem: str
-    serial: str  # decimal
-    not_before: float  # unix seconds
-    not_after: float
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A certificate in use: what workers get, and what an operator asks for."""
-
-    certificate: Certificate
-    not_before: float
-    chain: tuple[CertificateFacts, ...]
-    roots: tuple[CertificateFacts, ...]
 
 
 def new_request(identity: str) -> SigningRequest:
