@@ -10,7 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from lab import cgroups, components, host, netns, network, services, shapes, tokens, workloads
+from lab import (
+    cgroups,
+    components,
+    gateways,
+    host,
+    netns,
+    network,
+    objects,
+    own,
+    services,
+    shapes,
+    tokens,
+    workloads,
+)
 from lab.components import Component, Settings, Tokens
 from lab.errors import LabError
 from lab.kubelet import MANAGER, Kubelet, Node, Phase, PodRunner
@@ -27,7 +40,8 @@ from lab.layout import (
 )
 from lab.place import etc_files, write_etc
 from lab.probes import Prober
-from lab.workloads import STATIC, is_static, is_terminal, namespace_of
+from lab.volumes import Volumes
+from lab.workloads import is_static, is_terminal, namespace_of
 from mesh.enrolment import wants
 from mesh.errors import MeshError
 from mesh.manifest import CLUSTER_SCOPED
@@ -63,9 +77,10 @@ class Cluster:
         self._names: str | None = None
         self._dice = random.Random()
         self._complaints: dict[str, float] = {}
-        self._kubelet = Kubelet(layout, self.store, self._wants, wake)
         self._by_key: dict[tuple[str, str, str], Object] = {}
-        self._tokens: Tokens | None = None
+        self._tokens = Tokens(layout)
+        self._volumes = Volumes(layout, self._tokens.key, self._uid)
+        self._kubelet = Kubelet(layout, self.store, self._volumes, self._wants, wake)
         network.make_fabric(layout)
         self._prober = Prober(NETNS / layout.control_plane_netns)
         self._start_shared()
@@ -73,11 +88,10 @@ class Cluster:
     def _start_shared(self) -> None:
         components.dns_hosts(self.layout).write_text("")
         self._add(components.dns(self.layout, self._cgroup))
-        self.store.apply(_dns_service())
-        self.store.apply(_static_pod(DNS_NAMESPACE, "cluster-dns", "", "default"))
+        self.store.apply(own.dns_service())
+        self.store.apply(own.static_pod(DNS_NAMESPACE, "cluster-dns", "", "default"))
         self._say_static(DNS_NAMESPACE, "cluster-dns", [CP_V4, CP_V6], True)
         if self.settings.mesh:
-            self._tokens = Tokens(self.layout)
             self._add(
                 components.control_plane(self.layout, self.settings, self._cgroup, self._prober)
             )
@@ -102,8 +116,7 @@ class Cluster:
         times = [time.monotonic() + 5.0]
         times += [t for c in self.components.values() if (t := c.due()) is not None]
         times += [t for p in self._pods.values() if (t := p.due()) is not None]
-        if self._tokens and (t := self._tokens.due()) is not None:
-            times.append(t)
+        times += [t for k in (self._tokens, self._volumes) if (t := k.due()) is not None]
         return min(times)
 
     def _reconcile(self, now: float) -> None:
@@ -113,6 +126,8 @@ class Cluster:
         for obj in self._sound():
             if obj["kind"] in _OWN and "uid" not in obj["metadata"]:
                 self._rewrite(obj)
+        if self.settings.mesh:
+            self._make_waypoints()
         everything = self._sound()
         for kind, bring_in_line in (
             ("Node", self._ensure_node),
@@ -138,6 +153,18 @@ class Cluster:
             else:
                 found.append(obj)
         return found
+
+    def _make_waypoints(self) -> None:
+        """Make what Gateways stand for, as the control plane does in a cluster."""
+        env = self.settings.env.get(gateways.COMPONENT, {})
+        plan = gateways.plan(self._sound(), gateways.runtime(self.layout, env))
+        for problem in plan.problems:
+            self._complain(problem)
+        for obj in plan.delete:
+            self.store.delete(obj["kind"], namespace_of(obj), obj["metadata"]["name"])
+        for obj in plan.apply:
+            with self._spared(f"{obj['kind']} {obj['metadata']['name']}"):
+                objects.apply(self.store, obj)
 
     @staticmethod
     def _alive(everything: list[Object]) -> set[str]:
@@ -215,7 +242,7 @@ class Cluster:
         node = Node(name, address, cgroup, Prober(NETNS / layout.node_netns(name)))
         self._nodes[name] = node
         network.connect_nodes(layout, {n.name: n.address for n in self._nodes.values()})
-        self.store.patch("Node", None, name, MANAGER, _node_status(name, address))
+        self.store.patch("Node", None, name, MANAGER, own.node_status(name, address))
         if self.settings.mesh:
             self._start_node(node)
         log.info("node %s: %s, pods %s", name, address.v4, address.pods_v4)
@@ -223,38 +250,39 @@ class Cluster:
     def _start_node(self, node: Node) -> None:
         args = (self.layout, self.settings, node.name, node.address, node.cgroup, node.prober)
         for part, account in components.ACCOUNTS.items():
-            self.store.apply(_object("ServiceAccount", ROOT_NAMESPACE, account))
+            self.store.apply(own.make("ServiceAccount", ROOT_NAMESPACE, account))
             pod = f"{account}-{node.name}"
-            self.store.apply(_static_pod(ROOT_NAMESPACE, pod, node.name, account))
+            self.store.apply(own.static_pod(ROOT_NAMESPACE, pod, node.name, account))
             self._say_static(ROOT_NAMESPACE, pod, [node.address.v4, node.address.v6], False)
             self._add(components.ztunnel(*args) if part == "ztunnel" else components.agent(*args))
         self._tick_tokens(time.monotonic())
 
     def _tick_tokens(self, now: float) -> None:
-        if self._tokens is None:
-            return
         subjects = {}
         for node in self._nodes:
             name = f"{components.ACCOUNTS['ztunnel']}-{node}"
-            uids = [
-                self.store.get(kind, namespace, n)
-                for kind, namespace, n in (
-                    ("ServiceAccount", ROOT_NAMESPACE, components.ACCOUNTS["ztunnel"]),
-                    ("Pod", ROOT_NAMESPACE, name),
-                    ("Node", None, node),
-                )
-            ]
-            account, pod, machine = (str((o or {}).get("metadata", {}).get("uid")) for o in uids)
             subjects[node] = tokens.Subject(
-                ROOT_NAMESPACE, components.ACCOUNTS["ztunnel"], account, name, pod, node, machine
+                namespace=ROOT_NAMESPACE,
+                service_account=components.ACCOUNTS["ztunnel"],
+                service_account_uid=self._uid(
+                    "ServiceAccount", ROOT_NAMESPACE, components.ACCOUNTS["ztunnel"]
+                ),
+                pod=name,
+                pod_uid=self._uid("Pod", ROOT_NAMESPACE, name),
+                node=node,
+                node_uid=self._uid("Node", None, node),
             )
         self._tokens.tick(now, subjects)
+
+    def _uid(self, kind: str, namespace: str | None, name: str) -> str:
+        return str((self.store.get(kind, namespace, name) or {}).get("metadata", {}).get("uid"))
 
     # ---- components --------------------------------------------------------------------------
 
     def _tick_components(self, now: float) -> None:
-        if self._tokens and (due := self._tokens.due()) is not None and now >= due:
+        if (due := self._tokens.due()) is not None and now >= due:
             self._tick_tokens(now)
+        self._volumes.tick(now, (r.pod for r in self._pods.values()))
         for name, component in self.components.items():
             if component.tick(now, self._wake):
                 self.say_component(name)
@@ -280,18 +308,7 @@ class Cluster:
         why: str = "starting",
         restarts: int = 0,
     ) -> None:
-        condition: Object = {"type": "Ready", "status": "True" if ready else "False"}
-        if not ready:
-            condition |= {"reason": "ContainersNotReady", "message": why}
-        status = {
-            "phase": "Running",
-            "podIP": addresses[0],
-            "podIPs": [{"ip": a} for a in addresses],
-            "hostIP": addresses[0],
-            "hostIPs": [{"ip": a} for a in addresses],
-            "conditions": [condition],
-            "containerStatuses": [{"name": "main", "ready": ready, "restartCount": restarts}],
-        }
+        status = own.static_status(addresses, ready, why, restarts)
         self.store.patch("Pod", namespace, name, MANAGER, {"status": status})
 
     # ---- controllers -------------------------------------------------------------------------
@@ -445,52 +462,3 @@ def _identified(obj: Object) -> bool:
 
 def _pod_key(pod: Object) -> str:
     return f"{namespace_of(pod)}/{pod['metadata']['name']}"
-
-
-def _object(kind: str, namespace: str | None, name: str, **fields: Any) -> Object:
-    metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
-    version = "v1"
-    return {"apiVersion": version, "kind": kind, "metadata": metadata, **fields}
-
-
-def _static_pod(namespace: str, name: str, node: str, account: str) -> Object:
-    spec: Object = {
-        "hostNetwork": True,
-        "serviceAccountName": account,
-        "containers": [{"name": "main"}],
-    }
-    if node:
-        spec["nodeName"] = node
-    pod = _object("Pod", namespace, name, spec=spec)
-    labels = {"k8s-app": "kube-dns"} if namespace == DNS_NAMESPACE else {"app": account}
-    pod["metadata"] |= {"labels": labels, "annotations": {STATIC: "true"}}
-    return pod
-
-
-def _dns_service() -> Object:
-    ports = [
-        {"name": "dns", "port": 53, "protocol": "UDP"},
-        {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
-    ]
-    spec = {
-        "clusterIP": DNS_VIP,
-        "clusterIPs": [DNS_VIP],
-        "ipFamilies": ["IPv4"],
-        "selector": {"k8s-app": "kube-dns"},
-        "ports": ports,
-    }
-    return _object("Service", DNS_NAMESPACE, "kube-dns", spec=spec)
-
-
-def _node_status(name: str, address: NodeAddress) -> Object:
-    return {
-        "metadata": {"labels": {"kubernetes.io/hostname": name}},
-        "status": {
-            "addresses": [
-                {"type": "InternalIP", "address": address.v4},
-                {"type": "InternalIP", "address": address.v6},
-                {"type": "Hostname", "address": name},
-            ],
-            "conditions": [{"type": "Ready", "status": "True"}],
-        },
-    }

@@ -236,14 +236,14 @@ class Tokens:
         """Make the signing key."""
         tokens.create_key(layout.token_signing_key, layout.token_key)
         self._layout = layout
-        self._key = layout.token_signing_key.read_text()
+        self.key = layout.token_signing_key.read_text()
         self._due: dict[str, float] = {}  # by node
 
     def tick(self, now: float, subjects: Mapping[str, tokens.Subject]) -> None:
         """Write the tokens that are missing or old; `subjects` by node."""
         for node, subject in subjects.items():
             if now >= self._due.get(node, 0.0):
-                tokens.write(self._layout.token(node), tokens.sign(self._key, subject, time.time()))
+                tokens.write(self._layout.token(node), tokens.sign(self.key, subject, time.time()))
                 self._due[node] = now + tokens.LIFETIME * tokens.REFRESH
 
     def due(self) -> float | None:

@@ -21,6 +21,7 @@ from lab.errors import LabError
 from lab.layout import DNS_VIP, NETNS, Layout, NodeAddress
 from lab.place import Place, etc_files, pod_place, write_etc
 from lab.process import Process
+from lab.volumes import Volumes
 from lab.workloads import namespace_of
 from mesh.ports import ANNOTATION_REDIRECTION
 from mesh.store import FolderStore
@@ -65,6 +66,7 @@ class Kubelet:
 
     layout: Layout
     store: FolderStore
+    volumes: Volumes
     wants: Callable[[Object], bool]  # does the mesh want this pod captured
     wake: Callable[[], None]
 
@@ -187,6 +189,7 @@ class PodRunner:
             services.resolv_conf(namespace_of(self.pod), DNS_VIP),
             services.hosts(meta["name"], self.addresses, spec.get("hostAliases") or ()),
         )
+        self.kubelet.volumes.project(self.pod, self._now)
         self.started = _now()
         self.phase, self.why = Phase.CAPTURE, "waiting for the mesh to capture it"
         self.report()
@@ -274,7 +277,7 @@ class PodRunner:
         place = self.place()
         env = dict(place.env)
         for entry in container.get("env") or []:
-            env[entry["name"]] = _value(entry, self.pod, self)
+            env[entry["name"]] = _expand(_value(entry, self.pod, self), env)
         command = [*(container.get("command") or []), *(container.get("args") or [])]
         inner = Place(self._container_cgroup(container), place.netns, place.mounts, place.env)
         return inner.argv(
@@ -330,6 +333,7 @@ class PodRunner:
         if not self.host_network:
             netns.delete([self.netns])
         shutil.rmtree(layout.etc / self.uid, ignore_errors=True)
+        self.kubelet.volumes.remove(self.pod)
         self.phase = Phase.GONE
 
     # ---- status ------------------------------------------------------------------------------

@@ -169,6 +169,10 @@ class Layout:
         """BPF objects pinned for this lab."""
         return BPFFS / "ambit" / self.name
 
+    def pod_files(self, uid: str) -> Path:
+        """What a pod's volumes hold."""
+        return self.state / "pods" / uid
+
     def node(self, node: str) -> Path:
         """A node's folder."""
         return self.state / "nodes" / node

@@ -26,12 +26,23 @@ _KINDS: Final = {
 }
 _KNOWN: Final = (
     *_KINDS.values(),
+    "ConfigMap",
     "DestinationRule",
     "EndpointSlice",
+    "GRPCRoute",
     "Gateway",
+    "GatewayClass",
     "HTTPRoute",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+    "ReferenceGrant",
+    "RequestAuthentication",
     "ServiceEntry",
+    "TCPRoute",
+    "TLSRoute",
+    "VirtualService",
     "WorkloadEntry",
+    "XBackendTrafficPolicy",
 )
 # What the cluster fills in, and an object applied again need not repeat.
 _KEPT: Final = {"Pod": ("nodeName",), "Service": ("clusterIP", "clusterIPs", "ipFamilies")}

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from lab.host import PATH
 from lab.layout import NETNS, Layout
+from lab.volumes import FILES
 
 Object = dict[str, Any]
 
@@ -81,6 +82,7 @@ def pod_place(layout: Layout, root: Path, pod: Object, host_ip: str, pod_ip: str
         "POD_IP": pod_ip,
         "NODE_NAME": node,
         "HOST_IP": host_ip,
+        FILES: str(layout.pod_files(meta["uid"])),
     }
     files = etc_files(layout, meta["uid"])
     return Place(root / node / "pods" / meta["uid"], NETNS / netns, files, env)

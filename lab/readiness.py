@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from lab import services, shapes, workloads
+from lab import gateways, services, shapes, workloads
 from mesh.enrolment import wants
 from mesh.ports import ANNOTATION_REDIRECTION
 
@@ -50,6 +50,9 @@ def waiting(objects: Collection[Object], mesh: bool) -> list[Waiting]:
             found += [missing] if missing else []
         elif obj["kind"] == "Deployment" and not workloads.is_rolled_out(obj):
             found.append(_deployment(obj))
+        elif obj["kind"] == "Gateway" and mesh and gateways.is_waypoint(obj, objects):
+            missing = _gateway(obj)
+            found += [missing] if missing else []
         elif obj["kind"] == "Service" and _unaddressed(obj):
             found.append(Waiting(_name(obj), "has no cluster address yet", "manager"))
     return found
@@ -74,6 +77,18 @@ def _deployment(deployment: Object) -> Waiting:
         f"{status.get('replicas', 0)} in all"
     )
     return Waiting(_name(deployment), why, "manager")
+
+
+def _gateway(gateway: Object) -> Waiting | None:
+    """Say what a waypoint lacks; one that is not accepted says so in its status, for good."""
+    programmed = condition(gateway, "Programmed")
+    seen = programmed.get("observedGeneration") == gateway["metadata"].get("generation")
+    if seen and condition(gateway, "Accepted").get("status") == "False":
+        return None
+    if seen and programmed.get("status") == "True":
+        return None
+    why = programmed.get("message") or "the control plane has not looked at it"
+    return Waiting(_name(gateway), f"not programmed: {why}", "control-plane")
 
 
 def _pod(pod: Object, wanted: bool) -> Waiting | None:

@@ -44,6 +44,12 @@ _POD_SPEC: Final = {
     "terminationGracePeriodSeconds": _NUMBER,
     "hostname": str,
     "subdomain": str,
+    "volumes": [
+        {
+            "!name": str,
+            "projected": {"sources": [{"serviceAccountToken": {"path": str, "audience": str}}]},
+        }
+    ],
 }
 _SHAPES: Final[dict[str, Any]] = {
     "Pod": {"!spec": _POD_SPEC},

@@ -1,6 +1,8 @@
 """Servers that show what reached them, for looking at a path: `python3 -m lab.apps.echo`.
 
-8080  HTTP: who called as this server sees it, and the request's headers, as JSON
+8080  HTTP: who called as this server sees it, and the request, as JSON. The query asks for more:
+      status=503 (the answer's), delay=0.5 (seconds before it), flaky=2 with id=TEXT (503 for the
+      first two requests of that id), bytes=1000 (of padding)
 9000  TCP: sends back what it gets, until the end of the stream
 9001  TCP: reads to the end of the stream, then says how many bytes it was (needs half-close)
 9002  TCP: the same as a slow reader, a kilobyte every tenth of a second
@@ -8,19 +10,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 HTTP_PORT: Final = 8080
 _CHUNK: Final = 1 << 16
 _SLOW_CHUNK: Final = 1 << 10
 _SLOW_PAUSE: Final = 0.1
+_MAX_BODY: Final = 1 << 20
+_MAX_NUMBER: Final = 1 << 20
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -38,19 +46,51 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 class HttpEcho(BaseHTTPRequestHandler):
-    """Answers who asked."""
+    """Answers who asked, and what."""
 
     protocol_version = "HTTP/1.1"
+    version = ""  # of this server, as its command line says
+    failures: Counter[str] = Counter()  # noqa: RUF012 (one for all requests)
 
-    def do_GET(self) -> None:
+    def _answer(self) -> None:
         """Say who called, and how."""
-        answer = {**seen(self.connection), "path": self.path, "headers": dict(self.headers)}
-        raw = json.dumps(answer).encode() + b"\n"
-        self.send_response(200)
+        length = self.headers.get("content-length") or "0"
+        body = self.rfile.read(min(int(length), _MAX_BODY)) if length.isdigit() else b""
+        asked = dict(parse_qsl(self.path.partition("?")[2]))
+        answer = {
+            **seen(self.connection),
+            "pod": os.environ.get("POD_NAME", ""),
+            "version": self.version,
+            "method": self.command,
+            "path": self.path,
+            "headers": dict(self.headers),
+            "body": body.decode("utf-8", "replace"),
+            "padding": "x" * number(asked, "bytes"),
+        }
+        time.sleep(number(asked, "delay", float))
+        raw = b"" if self.command == "HEAD" else json.dumps(answer).encode() + b"\n"
+        self.send_response(self._status(asked))
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)
+
+    def _status(self, asked: Mapping[str, str]) -> int:
+        ident = asked.get("id", "")
+        if self.failures[ident] < number(asked, "flaky"):
+            self.failures[ident] += 1
+            return 503
+        return number(asked, "status") or 200
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer
+
+
+def number(asked: Mapping[str, str], name: str, of: Callable[[str], Any] = int) -> Any:
+    """Read a number of the query; 0 where there is none."""
+    try:
+        return min(max(of(asked.get(name, "0")), 0), _MAX_NUMBER)
+    except ValueError:
+        return 0
 
 
 def seen(connection: socket.socket) -> dict[str, Any]:
@@ -99,6 +139,9 @@ def tcp_server(port: int, mode: Callable[[socket.socket], None]) -> Server:
 
 def main() -> None:
     """Serve everything until killed."""
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    p.add_argument("--version", default="", help="what this server calls itself in its answers")
+    HttpEcho.version = p.parse_args().version
     for port, mode in MODES.items():
         threading.Thread(target=tcp_server(port, mode).serve_forever, daemon=True).start()
     Server(("::", HTTP_PORT), HttpEcho).serve_forever()

@@ -11,13 +11,13 @@ object or its Namespace, lets it go directly instead.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from mesh.findings import Condition
 from mesh.model import Gateway as Address
 from mesh.ports import INBOUND_HBONE
-from waypoint.config.gateways import GatewayRecord
+from waypoint.config.gateways import GATEWAY_NAME, GatewayRecord
 
 USE: Final = "istio.io/use-waypoint"
 USE_NAMESPACE: Final = "istio.io/use-waypoint-namespace"
@@ -78,6 +78,8 @@ FREE: Final = Attachment()
 def read_wish(metadata: Mapping[str, Any]) -> Wish:
     """Read an object's labels and annotations."""
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    if GATEWAY_NAME in labels:
+        return Wish(NONE)  # a waypoint is reached as it is
     name = str(labels.get(USE) or "")
     missing = str(annotations.get(MISSING) or "")
     if not name and not missing:
@@ -113,6 +115,22 @@ def attach(
     """
     if want is None:
         return FREE
+    found = _attach(want, traffic, namespace, labels, gateway, ready, cluster_domain)
+    if want.inherited and traffic == "workload":
+        # Its Namespace's Services say the same: a line on every pod would be noise.
+        return replace(found, condition=None)
+    return found
+
+
+def _attach(
+    want: Wanted,
+    traffic: Traffic,
+    namespace: str,
+    labels: Mapping[str, str],
+    gateway: GatewayRecord | None,
+    ready: bool,
+    cluster_domain: str,
+) -> Attachment:
     what = f"{want.namespace}/{want.name}"
     if gateway is None:
         text = f"there is no waypoint {what}: no Gateway of that name and of a waypoint class"
