@@ -25,15 +25,17 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from mesh import logs
 from mesh.ca.client import CaClient, CertKeeper
 from mesh.ca.store import CertStore
+from mesh.env import cpu_count
 from mesh.errors import BadInput, ConfigError
 from mesh.model import convert
 from mesh.web import Answer, Pages, Request, WebServer
 from mesh.xds.client import Node, Upstream, XdsClient, node_metadata
 from mesh.xds.delta import DeltaClient, Update
-from ztunnel import dump, ipc, logs
-from ztunnel.config import Config, cpu_count, from_environment, help_text
+from ztunnel import dump, ipc
+from ztunnel.config import Config, from_environment, help_text
 from ztunnel.control import Control
 from ztunnel.desk import Desk, OnDemand
 from ztunnel.metrics import ProxyMetrics, build_version
@@ -261,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     _tune_process()
     try:
         config = from_environment(os.environ, cpu_count())
-        levels = logs.setup(config.log_level, config.log_json)
+        levels = logs.setup(config.log_level, config.log_json, {"zds": "ztunnel.zds_client"})
         return asyncio.run(_main(config, levels))
     except (ConfigError, BadInput) as e:
         sys.stderr.write(f"ambit-ztunnel: {e}\n")

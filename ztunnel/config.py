@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from mesh.env import Address, address, choice, duration, flag, headers, path, url
 from mesh.errors import ConfigError
 from mesh.ports import (
     DEFAULT_CLUSTER_ID,
@@ -63,8 +63,6 @@ RELAY_VARIABLES: Final[tuple[tuple[str, str, str], ...]] = (
     ("ENABLE_RESPONSE_BAGGAGE", "true", "tell peers who answers them"),
 )
 
-Address = tuple[str, int]
-
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -117,13 +115,13 @@ def from_environment(env: Mapping[str, str], cpus: int) -> Config:
     """Read the configuration; raises ConfigError naming the variable."""
     xds = env.get("XDS_ADDRESS") or "https://istiod.istio-system.svc:15012"
     grace = duration(env, "TERMINATION_GRACE_PERIOD_SECONDS", 30)
-    xds_root = _path(env, "XDS_ROOT_CA")
+    xds_root = path(env, "XDS_ROOT_CA")
     return Config(
-        xds_address=_url(xds, "XDS_ADDRESS"),
-        ca_address=_url(env.get("CA_ADDRESS") or xds, "CA_ADDRESS"),
+        xds_address=url(xds, "XDS_ADDRESS"),
+        ca_address=url(env.get("CA_ADDRESS") or xds, "CA_ADDRESS"),
         xds_root_ca=xds_root,
-        ca_root_ca=_path(env, "CA_ROOT_CA") or xds_root,
-        auth_token=_path(env, "AUTH_TOKEN"),
+        ca_root_ca=path(env, "CA_ROOT_CA") or xds_root,
+        auth_token=path(env, "AUTH_TOKEN"),
         on_demand=flag(env, "XDS_ON_DEMAND"),
         secret_ttl=int(duration(env, "SECRET_TTL", 86400)),
         node_name=env.get("NODE_NAME", ""),
@@ -137,66 +135,17 @@ def from_environment(env: Mapping[str, str], cpus: int) -> Config:
         workers=_workers(env.get("ZTUNNEL_WORKER_THREADS") or "2", cpus),
         # C10: leave the kubelet five seconds for the rest.
         drain_seconds=duration(env, "CONNECTION_TERMINATION_DEADLINE", max(1.0, grace - 5)),
-        admin=_address(env, "ADMIN_ADDR", ("127.0.0.1", ZTUNNEL_ADMIN)),
-        ready=_address(env, "READY_ADDR", ("0.0.0.0", ZTUNNEL_READY)),
-        metrics=_address(env, "METRICS_ADDR", ("0.0.0.0", ZTUNNEL_METRICS)),
+        admin=address(env, "ADMIN_ADDR", ("127.0.0.1", ZTUNNEL_ADMIN)),
+        ready=address(env, "READY_ADDR", ("0.0.0.0", ZTUNNEL_READY)),
+        metrics=address(env, "METRICS_ADDR", ("0.0.0.0", ZTUNNEL_METRICS)),
         log_level=env.get("LOG_LEVEL") or env.get("RUST_LOG") or "info",
-        log_json=_choice(env, "LOG_FORMAT", ("text", "json")) == "json",
+        log_json=choice(env, "LOG_FORMAT", ("text", "json")) == "json",
         policy_info=flag(env, "AUTHZ_POLICY_INFO_LOGGING"),
         headers={
-            "xds": _headers(env, "XDS_HEADER_"),
-            "ca": _headers(env, "CA_HEADER_"),
+            "xds": headers(env, "XDS_HEADER_"),
+            "ca": headers(env, "CA_HEADER_"),
         },
     )
-
-
-def duration(env: Mapping[str, str], name: str, default: float) -> float:
-    """Read seconds, with or without a letter: 90, 90s, 5m, 1h."""
-    text = env.get(name, "")
-    if not text:
-        return default
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1])
-    try:
-        value = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise ConfigError(f"{name}={text!r}: write seconds more than 0, or 90s, 5m, 1h")
-    return value
-
-
-def flag(env: Mapping[str, str], name: str) -> bool:
-    """Read true or false; absent is false."""
-    return _choice(env, name, ("false", "true")) == "true"
-
-
-def _choice(env: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
-    text = env.get(name, "").lower() or choices[0]
-    if text not in choices:
-        raise ConfigError(f"{name}={env[name]!r}: write {' or '.join(choices)}")
-    return text
-
-
-def _path(env: Mapping[str, str], name: str) -> Path | None:
-    return Path(env[name]) if env.get(name) else None
-
-
-def _url(text: str, name: str) -> str:
-    if "://" not in text:
-        text = f"https://{text}"
-    if not text.startswith(("http://", "https://")):
-        raise ConfigError(f"{name}={text!r}: write https://HOST:PORT")
-    return text
-
-
-def _address(env: Mapping[str, str], name: str, default: Address) -> Address:
-    text = env.get(name, "")
-    if not text:
-        return default
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) < 65536:
-        raise ConfigError(f"{name}={text!r}: write ADDRESS:PORT")
-    return host.strip("[]"), int(port)
 
 
 def _workers(text: str, cpus: int) -> int:
@@ -207,15 +156,6 @@ def _workers(text: str, cpus: int) -> int:
     if share:
         return max(1, cpus * int(number) // 100)
     return int(number) or cpus
-
-
-def _headers(env: Mapping[str, str], prefix: str) -> dict[str, str]:
-    return {k[len(prefix) :].lower(): v for k, v in env.items() if k.startswith(prefix)}
-
-
-def cpu_count() -> int:
-    """Count the CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def help_text() -> str:

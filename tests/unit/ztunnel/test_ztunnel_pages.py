@@ -18,6 +18,7 @@ from cli import dump as cli_dump
 from mesh.ca.csr import held_untrusted, new_request
 from mesh.ca.store import CertStore
 from mesh.errors import BadInput, ConfigError
+from mesh.logs import Levels, parse
 from mesh.model import (
     Action,
     Authorization,
@@ -37,7 +38,6 @@ from mesh.model import (
 from mesh.web import Answer, Page, Request, answer, request_untrusted
 from ztunnel import dump, ipc, netns
 from ztunnel.config import from_environment, help_text
-from ztunnel.logs import Levels, parse
 from ztunnel.pods import LocalPod
 from ztunnel.route import peer_of
 from ztunnel.state import Effects, State

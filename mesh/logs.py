@@ -1,6 +1,6 @@
 """Logging: one stream (stderr), levels by scope, changeable while running.
 
-A scope is `access` (the access log), `xds`, `zds`, `ca`, or the name of a Python logger.
+A scope is the name of a Python logger, or a short name that the process has for one (`access`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import datetime as dt
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Final
 
 from mesh.errors import BadInput
@@ -23,12 +24,7 @@ _LEVELS: Final = {
     "off": logging.CRITICAL + 10,
 }
 _NAMES: Final = {logging.WARNING: "warn", logging.CRITICAL + 10: "off"}
-_SCOPES: Final = {
-    "access": "access",
-    "xds": "mesh.xds",
-    "zds": "ztunnel.zds_client",
-    "ca": "mesh.ca",
-}
+_SCOPES: Final = {"access": "access", "xds": "mesh.xds", "ca": "mesh.ca"}
 
 
 class _JsonFormatter(logging.Formatter):
@@ -45,9 +41,13 @@ class _JsonFormatter(logging.Formatter):
 
 
 class Levels:
-    """The levels in force. Raises BadInput on a specification it cannot read."""
+    """The levels in force; `scopes`: this process's short names of loggers.
 
-    def __init__(self, start: str) -> None:
+    Raises BadInput on a specification it cannot read.
+    """
+
+    def __init__(self, start: str, scopes: Mapping[str, str] | None = None) -> None:
+        self._names = {**_SCOPES, **(scopes or {})}
         self._start = parse(start)
         self._scopes: dict[str, int] = {}
         self.reset()
@@ -55,7 +55,7 @@ class Levels:
     def reset(self) -> None:
         """Go back to the levels of the start."""
         for scope in self._scopes:
-            logging.getLogger(_logger(scope)).setLevel(logging.NOTSET)
+            logging.getLogger(self._logger(scope)).setLevel(logging.NOTSET)
         self._scopes = {}
         self._apply(self._start)
 
@@ -65,9 +65,12 @@ class Levels:
 
     def _apply(self, levels: dict[str, int]) -> None:
         for scope, level in levels.items():
-            logging.getLogger(_logger(scope) if scope else None).setLevel(level)
+            logging.getLogger(self._logger(scope) if scope else None).setLevel(level)
             if scope:
                 self._scopes[scope] = level
+
+    def _logger(self, scope: str) -> str:
+        return self._names.get(scope, scope.replace("::", "."))
 
     @property
     def root(self) -> str:
@@ -99,15 +102,11 @@ def parse(text: str) -> dict[str, int]:
     return levels
 
 
-def _logger(scope: str) -> str:
-    return _SCOPES.get(scope, scope.replace("::", "."))
-
-
 def _name(level: int) -> str:
     return _NAMES.get(level, logging.getLevelName(level).lower())
 
 
-def setup(levels: str, json_format: bool) -> Levels:
+def setup(levels: str, json_format: bool, scopes: Mapping[str, str] | None = None) -> Levels:
     """Log to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -116,7 +115,7 @@ def setup(levels: str, json_format: bool) -> Levels:
         else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     )
     logging.basicConfig(handlers=[handler], force=True)
-    return Levels(levels)
+    return Levels(levels, scopes)
 
 
 def write(lines: str) -> None:
