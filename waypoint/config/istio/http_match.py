@@ -121,10 +121,10 @@ def read_source(f: Fields) -> tuple[str, ...]:
     return (namespace,) if namespace else ()
 
 
-def read_match(f: Fields) -> Match | None:
+def read_match(value: Any, path: str, report: Report) -> Match | None:
     """Read one match; None is one that is left out: it is wrong, undecidable, or for gateways."""
-    report = f.report
-    f.report = found = Report()
+    found = Report()
+    f = Fields(value, path, found)
     stat = f.has("statPrefix")
 
     def text(name: str) -> TextMatch | None:
@@ -150,12 +150,11 @@ def read_match(f: Fields) -> Match | None:
     )
     for_mesh = is_for_mesh(f)
     f.done()
-    f.report = report
     report.take(found)
     if found or not for_mesh:
         return None
     if stat:
-        f.skip(_NO_STATS, "statPrefix")
+        report.skip(f.at("statPrefix"), _NO_STATS)
     return match
 
 
@@ -166,6 +165,6 @@ def read_matches(f: Fields) -> tuple[tuple[Match, ...], bool]:
     before = len(f.report.invalid) + f.report.left_out
     entries = f.items("match")
     wrong = len(f.report.invalid) + f.report.left_out != before  # not a list
-    matches = [read_match(Fields(value, path, f.report)) for path, value in entries]
+    matches = [read_match(value, path, f.report) for path, value in entries]
     usable = tuple(m for m in matches if m is not None)
     return usable, not usable and (wrong or bool(matches))

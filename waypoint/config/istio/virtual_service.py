@@ -44,6 +44,7 @@ _MESH: Final = "mesh"
 _NO_SUBNETS: Final = (
     "not supported: a waypoint sees services, not networks, so this match never matches"
 )
+_ACTIONS: Final = ("redirect", "directResponse", "route", "delegate")
 _NOTHING_TO_DO: Final = "must have one of route, redirect, directResponse and delegate"
 
 
@@ -124,9 +125,8 @@ class _Reader:
     def http(self, f: Fields) -> HttpTemplate:
         """Read one entry of spec.http."""
         matches, closed = read_matches(f)
-        actions = [
-            name for name in ("redirect", "directResponse", "route", "delegate") if f.has(name)
-        ]
+        # An empty list is an unset one (proto3).
+        actions = [n for n in _ACTIONS if f.has(n) and f.raw(n) != []]
         if not actions:
             f.report.bad(f.path, _NOTHING_TO_DO)
             closed = True
@@ -166,7 +166,7 @@ class _Reader:
     def tcp(self, f: Fields, *, tls: bool) -> TcpTemplate:
         """Read one entry of spec.tls or spec.tcp."""
         entries = f.items("match")
-        matches = [_read_tcp_match(Fields(v, path, f.report), tls=tls) for path, v in entries]
+        matches = [_read_tcp_match(v, path, f.report, tls=tls) for path, v in entries]
         usable = tuple(m for m in matches if m is not None)
         if tls and not entries:
             f.bad("match", "must have sniHosts: the rule is left out")
@@ -186,10 +186,10 @@ def _read_port(f: Fields) -> int | None:
     return number
 
 
-def _read_tcp_match(f: Fields, *, tls: bool) -> TcpMatch | None:
+def _read_tcp_match(value: Any, path: str, report: Report, *, tls: bool) -> TcpMatch | None:
     """Read one match; None is one that is left out, as in http."""
-    report = f.report
-    f.report = found = Report()
+    found = Report()
+    f = Fields(value, path, found)
     sni: list[str] = []
     if tls:
         for host in f.texts("sniHosts"):
@@ -210,7 +210,6 @@ def _read_tcp_match(f: Fields, *, tls: bool) -> TcpMatch | None:
     )
     for_mesh = is_for_mesh(f)
     f.done()
-    f.report = report
     report.take(found)
     return match if for_mesh and not found else None
 
