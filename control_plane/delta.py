@@ -149,6 +149,12 @@ class DeltaConnection:
 
     def push(self, snapshot: Snapshot) -> list[Response]:
         """Return what this snapshot makes due now."""
+        out = self._turn(snapshot)
+        if any(w.keeps for w in self._watches.values()):
+            out += self._turn(snapshot)  # with nothing else to say, what is gone may go
+        return out
+
+    def _turn(self, snapshot: Snapshot) -> list[Response]:
         out = []
         held: set[str] = set()
         for type_url in self._served.types:
