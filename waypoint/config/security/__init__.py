@@ -4,9 +4,9 @@ Objects are read into values (`index`), the values of what covers a service or w
 Security, and that becomes filters of its chain in Envoy (`filters`).
 """
 
-from waypoint.config.security.authentication import Jwks
 from waypoint.config.security.bypass import bypass_policy
 from waypoint.config.security.index import SecurityIndex, TargetState
+from waypoint.config.security.jwks import Jwks
 from waypoint.config.security.model import OPEN, Provider, Security, Target
 from waypoint.config.security.providers import read_providers
 

@@ -6,18 +6,15 @@ not passed over.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from mesh.findings import Findings, mapping, sequence, unknown_fields
+from waypoint.config.security.jwks import NO_KEYS, read_jwks
 from waypoint.config.security.model import JwtRule, Target
 from waypoint.config.security.policies import Reading, has_targets, read_targets
-
-NO_KEYS: Final = '{"keys":[]}'
-MAX_JWKS: Final = 1 << 20  # characters; a large issuer's document has some 20 KB
 
 _FIELDS: Final = (
     "audiences",
@@ -38,32 +35,6 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9_-]{1,256}")
 # Written by HTTP itself, by Envoy or by the mesh: a claim there would change what a request is.
 _NOT_FOR_CLAIMS = re.compile(r"(?i):.*|host|content-length|transfer-encoding|connection|te|upgrade")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Jwks:
-    """What fetching a jwksUri gave: the document, or why there is none."""
-
-    text: str = ""
-    error: str = ""
-
-
-def check_jwks(text: str) -> str:
-    """Read a JWKS; returns it in short form. Raises ValueError with what is wrong."""
-    if len(text) > MAX_JWKS:
-        raise ValueError(f"larger than {MAX_JWKS >> 10} KiB")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError("not JSON") from None
-    keys = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(keys, list) or not keys or not all(isinstance(k, dict) for k in keys):
-        raise ValueError('not a JWKS: expected {"keys": [{"kty": ...}, ...]}')
-    if any(k.get("kty") not in ("RSA", "EC", "OKP", "oct") for k in keys):
-        raise ValueError("a key without a known kty (RSA, EC, OKP, oct)")
-    if any("d" in k for k in keys):
-        raise ValueError("it holds a private key: publish the public part only")
-    return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def _text(value: Any, path: str) -> str:
@@ -140,7 +111,7 @@ def _keys(rule: Mapping[str, Any], path: str, findings: Findings) -> tuple[str, 
         findings.invalid.append(f"{path}.jwksUri: {uri!r:.200}: must be an http or https URI")
     else:
         try:
-            return check_jwks(text if isinstance(text, str) else ""), ""
+            return read_jwks(text if isinstance(text, str) else ""), ""
         except ValueError as e:
             findings.invalid.append(f"{path}.jwks: {e}")
     return NO_KEYS, ""

@@ -7,7 +7,8 @@ is in the filters themselves (keys, providers) changes the filter chain, and con
 chain go on with it until they are drained. Nothing opens meanwhile: where a CUSTOM rule applies and
 the chain has not got the filters of its provider, the DENY stage refuses.
 
-A connection without HTTP has network filters in the same order, without tokens.
+A connection without HTTP has network filters in the same order, without tokens. These judge when
+its first byte comes; `admission` says already in the listener who gets no chain at all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from waypoint.config.regex import literal
 from waypoint.config.routing import BackendRef
+from waypoint.config.security.admission import admitting
 from waypoint.config.security.ext_authz import (
     http_filter,
     judged,
@@ -31,10 +33,12 @@ Proto = dict[str, Any]
 
 __all__ = [
     "HCM",
+    "admission",
     "backends",
     "http_filters",
     "network_filters",
     "route_level",
+    "waits_for_data",
 ]
 
 # Settings of every HttpConnectionManager that has these filters. Addresses: X-Forwarded-For is
@@ -195,6 +199,25 @@ def _network(name: str, config: Proto) -> Proto:
     return {"name": name, "typed_config": {"@type": _TCP_RBAC, "stat_prefix": name + ".", **config}}
 
 
+def _denied_connections(s: Security) -> dict[str, Proto]:
+    unanswered = _unanswered(s, _asking(s, grpc_only=True))
+    return engine_policies([*s.of("DENY"), *unanswered], tcp=True)
+
+
+def admission(s: Security, on_match: Proto) -> Proto:
+    """Wrap the Matcher.OnMatch that leads to a chain without HTTP: who is refused gets no chain."""
+    return admitting(s, _denied_connections(s), on_match)
+
+
+def waits_for_data(s: Security) -> bool:
+    """Say whether the application must not be connected to before the caller has spoken.
+
+    Then tcp_proxy needs upstream_connect_mode ON_DOWNSTREAM_DATA: a provider is asked when the
+    first byte comes. A server that speaks first cannot be served so.
+    """
+    return bool(_asking(s, grpc_only=True))
+
+
 def network_filters(s: Security) -> list[Proto]:
     """Write the network filters of a chain that carries no HTTP; [] where nothing is enforced."""
     out = []
@@ -208,8 +231,7 @@ def network_filters(s: Security) -> list[Proto]:
     if s.of("AUDIT"):
         rules = _rules("LOG", engine_policies(s.of("AUDIT"), tcp=True))
         out.append(_network(AUDIT, {"rules": rules}))
-    denied = engine_policies([*s.of("DENY"), *_unanswered(s, asking)], tcp=True)
-    deny, allow = _judging(s, denied, tcp=True)
+    deny, allow = _judging(s, _denied_connections(s), tcp=True)
     if deny:
         out.append(_network(DENY, deny))
     if allow:

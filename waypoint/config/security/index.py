@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from mesh.findings import WAYPOINT_ACCEPTED, Condition, Findings
 from mesh.manifest import Key
-from waypoint.config.security.authentication import Jwks, check_jwks, read_authentication
+from waypoint.config.security.authentication import read_authentication
+from waypoint.config.security.jwks import Jwks, read_jwks
 from waypoint.config.security.model import JwtRule, Policy, Provider, Security, Target
 from waypoint.config.security.policies import Reading, has_targets, http_only, read_policy
 from waypoint.config.status import Status
@@ -141,7 +142,7 @@ class SecurityIndex:
             return "", f"cannot be fetched: {jwks.error}"
         if uri not in self._checked:
             try:
-                self._checked[uri] = check_jwks(jwks.text), ""
+                self._checked[uri] = read_jwks(jwks.text), ""
             except ValueError as e:
                 self._checked[uri] = "", str(e)
         return self._checked[uri]

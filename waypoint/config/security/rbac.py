@@ -148,7 +148,7 @@ def _issuer_and_subject(match: StringMatch, broad: bool) -> list[tuple[StringMat
             (StringMatch("exact", i), StringMatch("prefix", s) if s else anything)
             for i, s in pieces
         ]
-        return out if out and not broad else [*out, (StringMatch("prefix", text), anything)]
+        return [*out, (StringMatch("prefix", text), anything)]
     out = [
         (StringMatch("suffix", i) if i else anything, StringMatch("exact", s)) for i, s in pieces
     ]
@@ -184,7 +184,7 @@ def _header(name: str) -> _Convert:
             return {"header": {"name": name, "present_match": True}}
         if not broad:
             return {"header": {"name": name, "string_match": text_matcher(value)}}
-        # Lines of one name are compared joined by commas: find it among them.
+        # Envoy compares each line of that name; a line may hold several values.
         pattern = rf"(?s)(.*,)?\s*{_fragment(value, '.')}\s*(,.*)?"
         return {"header": {"name": name, "string_match": _regex(pattern)}}
 
