@@ -177,6 +177,10 @@ class IstioIndex:
         """
         return self.bindings(service, namespace).ports
 
+    def __contains__(self, key: Key) -> bool:
+        """Say whether it holds an object."""
+        return key in self._rules or key in self._virtual
+
     def keys(self) -> frozenset[Key]:
         """Name the objects that it holds."""
         return frozenset((*self._rules, *self._virtual))
