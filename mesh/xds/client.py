@@ -1,7 +1,6 @@
 """The gRPC shell of a delta xDS client: one stream at a time, again and again.
 
-What is known stays in use while there is no stream. Nothing here decides anything: DeltaClient
-does, and `on_update` applies.
+What is known stays in use while there is no stream. Nothing here decides anything: a Session does.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,14 +20,14 @@ from google.protobuf import struct_pb2
 from google.protobuf.message import DecodeError
 
 from mesh.errors import BadInput, ConfigError
-from mesh.xds.delta import DeltaClient, Request, Resource, Response, Update
+from mesh.xds.delta import DeltaClient, Request, Response, Update
+from mesh.xds.pb import ADS, DELTA, request_to_pb, response_from_pb
 
 log = logging.getLogger(__name__)
 
-_METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+_METHOD: Final = f"/{ADS}/{DELTA}"
 BACKOFF_FIRST: Final = 0.010  # seconds; doubles
 BACKOFF_MOST: Final = 15.0
-_INVALID_ARGUMENT: Final = 3  # google.rpc.Code
 
 # A whole mesh may come in one response. Keepalive finds a peer that vanished without a word; our
 # control plane tolerates a ping every 5 s, Istio's every 15 s.
@@ -88,11 +87,12 @@ class Node:
 
     id: str
     metadata: Mapping[str, Any]
+    cluster: str = ""
 
     def to_pb(self) -> Any:
         """Build the envoy Node."""
         pb = discovery_pb2.DeltaDiscoveryRequest().node
-        pb.id = self.id
+        pb.id, pb.cluster = self.id, self.cluster
         meta = struct_pb2.Struct()
         meta.update(dict(self.metadata))
         pb.metadata.CopyFrom(meta)
@@ -109,30 +109,44 @@ class Observer(Protocol):
         """A stream ended: `reconnect`, `error` or `complete`."""
 
 
-class XdsClient:
-    """Keeps one stream up."""
+class Session(Protocol):
+    """Who decides what is said on streams; no I/O."""
+
+    def opened(self) -> Iterable[Request]:
+        """Begin a stream: what to send first."""
+
+    def received(self, response: Response) -> Iterable[Request]:
+        """Take a response: what to send now. Raises BadInput to end the stream."""
+
+    def closed(self) -> None:
+        """Note that the stream has ended."""
+
+
+class XdsLoop:
+    """Keeps one stream of a session up."""
 
     def __init__(
-        self,
-        upstream: Upstream,
-        node: Node,
-        state: DeltaClient,
-        on_update: Callable[[Update], None],
-        observer: Observer,
+        self, upstream: Upstream, node: Node, session: Session, observer: Observer
     ) -> None:
-        self.state = state
         self.connected = False
         self._upstream = upstream
         self._node = node
-        self._on_update = on_update
+        self._session = session
         self._observer = observer
         self._outgoing: asyncio.Queue[Request] | None = None
+        self._call: Any = None
+        self._again = False
 
-    def demand(self, type_url: str, name: str) -> None:
-        """Ask for a resource; without a stream it is asked for when there is one."""
-        request = self.state.demand(type_url, name)
-        if request is not None and self._outgoing is not None:
+    def send(self, request: Request) -> None:
+        """Say something more; nothing happens without a stream, as `opened` says all there is."""
+        if self._outgoing is not None:
             self._outgoing.put_nowait(request)
+
+    def redial(self) -> None:
+        """End the stream, and begin another at once."""
+        if self._call is not None:
+            self._again = True
+            self._call.cancel()
 
     async def run(self) -> None:
         """Stream, and when it ends begin again after a pause; until cancelled."""
@@ -146,9 +160,17 @@ class XdsClient:
                 reason, trouble = "error", f"{e.code().name}: {e.details()}"
             except (ConfigError, BadInput, OSError, UnicodeDecodeError) as e:
                 reason, trouble = "error", str(e)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._again or (task is not None and task.cancelling()):
+                    raise
             if self.connected:
                 pause = BACKOFF_FIRST
-            self.connected, self._outgoing = False, None
+            self.connected = False
+            if self._again:
+                self._again = False
+                self._observer.xds_terminated("reconnect")
+                continue
             self._observer.xds_terminated(reason)
             if trouble != last or pause >= BACKOFF_MOST:
                 log.warning("xds: %s: %s; trying again", self._upstream.address, trouble)
@@ -165,13 +187,15 @@ class XdsClient:
             )
             call = method(None, metadata=self._upstream.metadata())
             outgoing: asyncio.Queue[Request] = asyncio.Queue()
-            for request in self.state.connect():
+            for request in self._session.opened():
                 outgoing.put_nowait(request)
-            self._outgoing = outgoing
+            self._outgoing, self._call = outgoing, call
             writing = asyncio.ensure_future(self._write(call, outgoing))
             try:
                 await self._read(call, outgoing)
             finally:
+                self._outgoing = self._call = None
+                self._session.closed()
                 writing.cancel()
                 call.cancel()
                 await asyncio.gather(writing, return_exceptions=True)
@@ -181,7 +205,8 @@ class XdsClient:
         while True:
             request = await outgoing.get()
             try:
-                await call.write(_to_pb(request, self._node if first else None))
+                node = self._node.to_pb() if first else None
+                await call.write(request_to_pb(request, node))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the reader sees why
             first = False
@@ -194,14 +219,55 @@ class XdsClient:
             if not self.connected:
                 self.connected = True
                 log.info("xds: connected to %s", self._upstream.address)
-            response = sized.response
-            self._observer.xds_message(response.type_url, sized.size)
-            update, requests = self.state.receive(response)
-            if requests[0].error:
-                log.error("xds: refused: %s", requests[0].error)
-            self._on_update(update)
-            for request in requests:
+            self._observer.xds_message(sized.response.type_url, sized.size)
+            for request in self._session.received(sized.response):
                 outgoing.put_nowait(request)
+
+
+class XdsClient:
+    """A client that uses what it is sent: DeltaClient decides, `on_update` applies."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        node: Node,
+        state: DeltaClient,
+        on_update: Callable[[Update], None],
+        observer: Observer,
+    ) -> None:
+        self.state = state
+        self._on_update = on_update
+        self._loop = XdsLoop(upstream, node, self, observer)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a stream, and the control plane has said something on it."""
+        return self._loop.connected
+
+    def demand(self, type_url: str, name: str) -> None:
+        """Ask for a resource; without a stream it is asked for when there is one."""
+        request = self.state.demand(type_url, name)
+        if request is not None:
+            self._loop.send(request)
+
+    async def run(self) -> None:
+        """Stream until cancelled."""
+        await self._loop.run()
+
+    def opened(self) -> Iterable[Request]:
+        """See Session."""
+        return self.state.connect()
+
+    def received(self, response: Response) -> Iterable[Request]:
+        """See Session."""
+        update, requests = self.state.receive(response)
+        if requests[0].error:
+            log.error("xds: refused: %s", requests[0].error)
+        self._on_update(update)
+        return requests
+
+    def closed(self) -> None:
+        """See Session."""
 
 
 class _Sized:
@@ -215,31 +281,7 @@ class _Sized:
             pb = discovery_pb2.DeltaDiscoveryResponse.FromString(raw)
         except DecodeError as e:
             raise BadInput(f"xDS: a response that does not parse: {e}") from e
-        self.response = Response(
-            pb.type_url,
-            pb.nonce,
-            tuple(
-                Resource(r.name, r.version, r.resource.type_url, r.resource.value, tuple(r.aliases))
-                for r in pb.resources
-            ),
-            tuple(pb.removed_resources),
-        )
-
-
-def _to_pb(request: Request, node: Node | None) -> discovery_pb2.DeltaDiscoveryRequest:
-    pb = discovery_pb2.DeltaDiscoveryRequest(
-        type_url=request.type_url,
-        resource_names_subscribe=request.subscribe,
-        resource_names_unsubscribe=request.unsubscribe,
-        initial_resource_versions=dict(request.initial_versions),
-        response_nonce=request.nonce,
-    )
-    if node is not None:
-        pb.node.CopyFrom(node.to_pb())
-    if request.error:
-        pb.error_detail.code = _INVALID_ARGUMENT
-        pb.error_detail.message = request.error
-    return pb
+        self.response = response_from_pb(pb)
 
 
 def node_metadata(environ: Mapping[str, str]) -> dict[str, Any]:
