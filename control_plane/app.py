@@ -33,13 +33,9 @@ from mesh.errors import MeshError
 from mesh.pb import citadel_pb2_grpc
 
 try:
-    from waypoint.config.envoy.translate import waypoint_resources
+    from waypoint.config.envoy import translate
 except ImportError:  # being written
-
-    def waypoint_resources(*_: object) -> dict[str, dict[str, bytes]]:
-        """Nothing yet."""
-        return {}
-
+    translate = None
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +74,7 @@ class ControlPlane:
             options.cluster_domain,
         )
         self.registry = Registry(config)
-        self.waypoints = Waypoints(config, self.registry, waypoint_resources)
+        self.waypoints = Waypoints(config, self.registry, translate)
         self.engine = Engine(
             self._backend.source,
             self.registry,

@@ -9,11 +9,14 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from control_plane import registry
 from control_plane.metrics import Metrics, short_type
-from control_plane.registry import KINDS, Registry
+from control_plane.registry import Registry
 from control_plane.status import StatusSink
+from control_plane.waypoints import state
 from control_plane.waypoints.state import Waypoints
 from control_plane.xds import Hub
+from mesh.findings import Condition
 from mesh.manifest import Key
 from waypoint.config.status import Status
 
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 # One `apply` of many files is one push, and nobody waits long for it.
 QUIET: Final = 0.02
 LONGEST: Final = 0.05
+KINDS: Final = registry.KINDS | state.KINDS
 _WATCH: Final = 0.5  # seconds a watch blocks at most, so that shutting down is not held up
 
 
@@ -63,7 +67,7 @@ class Engine:
         self._status = status
         self._metrics = metrics
         self._known: dict[Key, int] = {}
-        self._said: dict[Key, Status] = {}
+        self._said: dict[Key, Condition] = {}
         self._lock = asyncio.Lock()
 
     @property
@@ -105,7 +109,7 @@ class Engine:
             for type_url, resources in snapshot.resources.items():
                 self._metrics.resources.labels(short_type(type_url)).set(len(resources))
             # Waypoints first: who is told to pass one finds it ready for what is sent there.
-            self._hub.publish_waypoints(self.waypoints.update(), seen)
+            self._hub.publish_waypoints(self.waypoints.update(changed, gone), seen)
             self._hub.publish(snapshot, seen)
             self.synced = True
             now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -116,12 +120,13 @@ class Engine:
 
     def _news(self) -> dict[Key, Status | None]:
         """Collect what is to be said otherwise than before."""
-        said: dict[Key, Status | None] = {}
-        now = {k: Status((c,)) for k, c in self.registry.conditions.items()}
-        now.update(self.waypoints.statuses)
-        for key, status in now.items():
-            if self._said.get(key) != status:
-                said[key] = status
-        said.update({key: None for key in self._said if key not in now})
-        self._said = now
+        said = dict(self.waypoints.statuses.drain())
+        now = self.registry.conditions
+        for key, condition in now.items():
+            if self._said.get(key) is not condition:
+                said[key] = Status((condition,))
+        for key in self._said:
+            if key not in now:
+                said.setdefault(key, None)
+        self._said = dict(now)
         return said

@@ -66,8 +66,9 @@ class Registry:
         self.snapshot = Snapshot(resources={AUTHORIZATION_TYPE: {}, ADDRESS_TYPE: {}})
         self.conditions: dict[Key, Condition] = {}
         self.bindings = Bindings(config.cluster_domain)
-        # Services (by key) that are others or have other members; drained by who asks.
-        self.touched: set[str] = set()
+        # Services (by key) that are others or have other members, pods that are others.
+        self._touched: set[str] = set()
+        self._touched_pods: set[PodKey] = set()
         self._pods: dict[PodKey, PodRecord] = {}
         self._namespaces: dict[str, set[PodKey]] = {}
         self._accounts: dict[tuple[str, str, str], set[PodKey]] = {}
@@ -114,6 +115,21 @@ class Registry:
     def service(self, namespace: str, name: str) -> ServiceRecord | None:
         """Find a Service by the name of its object."""
         return self._service((namespace, name))
+
+    def by_key(self, key: str) -> ServiceRecord | None:
+        """Find a Service by "namespace/hostname"."""
+        namespace, _, hostname = key.partition("/")
+        found = self._service((namespace, hostname.partition(".")[0]))
+        return found if found is not None and found.service.key == key else None
+
+    def drain_touched(self) -> tuple[set[str], set[PodKey]]:
+        """Name services (by key) and pods that are others since the last call.
+
+        A service is another with its endpoints.
+        """
+        out = self._touched, self._touched_pods
+        self._touched, self._touched_pods = set(), set()
+        return out
 
     def workload(self, namespace: str, name: str) -> Workload | None:
         """Find a pod's workload, as it is published."""
@@ -206,7 +222,7 @@ class Registry:
             here[key.name] = new
         self.bindings.put(key, new.wish if new is not None and new.service.vips else None)
         if old is not None and (new is None or new.service.key != old.service.key):
-            self.touched.add(old.service.key)
+            self._touched.add(old.service.key)
             self._put(ADDRESS_TYPE, old.service.key, None)
         if new is not None and (old is None or new.service != old.service):
             self._publish(new)
@@ -215,7 +231,7 @@ class Registry:
     def _publish(self, record: ServiceRecord) -> None:
         service = record.service
         bound = self.bindings.of(Key("Service", service.namespace, service.name))
-        self.touched.add(service.key)
+        self._touched.add(service.key)
         resource = service_resource(replace(service, waypoint=bound.address))
         self._put(ADDRESS_TYPE, service.key, resource)
 
@@ -262,7 +278,10 @@ class Registry:
             self.conditions.pop(key, None)
         else:
             here[key.name] = new
-            self.conditions[key] = new.condition
+            if new.condition is not None:
+                self.conditions[key] = new.condition
+            else:
+                self.conditions.pop(key, None)
         before = old.authorization if old else None
         after = new.authorization if new else None
         if before != after:
@@ -413,7 +432,9 @@ class Registry:
             self._workloads[where] = new
             self._by_uid[new.uid] = new
         for workload in (old, new):
-            self.touched.update(workload.services if workload else ())
+            self._touched.update(workload.services if workload else ())
+        if isinstance(where, tuple):
+            self._touched_pods.add(where)
         if old is not None and (new is None or new.uid != old.uid):
             self._join(old.uid, set(old.services), set())
             self._by_uid.pop(old.uid, None)

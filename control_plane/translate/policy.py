@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mesh.findings import (
-    WAYPOINT_ACCEPTED,
     ZTUNNEL_ACCEPTED,
     Condition,
     Findings,
@@ -24,6 +23,7 @@ from mesh.findings import (
 )
 from mesh.model import Action, Authorization, Clause, Match, Rule, Scope
 from mesh.policy_values import account, dry_run, negated, network, port, principal, string_match
+from waypoint.config.security.policies import has_targets
 
 _L7_SOURCE: Final = ("requestPrincipals", "remoteIpBlocks", "trustDomains")
 _L7_OPERATION: Final = ("hosts", "methods", "paths")
@@ -39,7 +39,7 @@ class Policy:
 
     authorization: Authorization | None
     selector: Mapping[str, str] | None
-    condition: Condition
+    condition: Condition | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,25 +221,14 @@ def _rule(raw: Any, path: str, action: Action, namespace: str, findings: Finding
 # ---- the policy ------------------------------------------------------------------------------
 
 
-def _for_waypoints(spec: Mapping[str, Any]) -> Policy:
-    message = (
-        "targetRefs binds this policy to a waypoint, and there is none: it is NOT enforced."
-        " To enforce its L4 part by ztunnel, use selector instead"
-    )
-    if spec.get("selector") is not None:
-        message = f"spec: only one of selector and targetRefs may be set. {message}"
-        return Policy(None, None, Condition(WAYPOINT_ACCEPTED, False, "Invalid", message))
-    return Policy(None, None, Condition(WAYPOINT_ACCEPTED, False, "AncestorNotBound", message))
-
-
 def translate_policy(obj: Mapping[str, Any], root_namespace: str) -> Policy:
     """Translate one AuthorizationPolicy object."""
     findings = Findings()
     metadata = obj["metadata"]
     namespace, name = metadata["namespace"], metadata["name"]
     spec = mapping(obj.get("spec"), "spec", findings)
-    if spec.get("targetRefs") or spec.get("targetRef"):
-        return _for_waypoints(spec)
+    if has_targets(obj):
+        return Policy(None, None, None)  # a waypoint's: waypoint.config.security
     text = spec.get("action", "ALLOW")
     if text not in ("ALLOW", "DENY"):
         known = text in ("CUSTOM", "AUDIT")

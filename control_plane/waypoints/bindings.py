@@ -53,6 +53,7 @@ class Bindings:
         self._served: dict[GatewayKey, set[Key]] = defaultdict(set)
         self._pods: dict[GatewayKey, dict[str, bool]] = defaultdict(dict)  # name: ready
         self._dirty: set[Key] = set()
+        self._rebound: set[Key] = set()
         self._changed: set[GatewayKey] = set()
 
     # ---- what is there -----------------------------------------------------------------------
@@ -169,15 +170,14 @@ class Bindings:
             changed.add(key)
             if old.gateway:
                 self._served[old.gateway].discard(key)
-                self._changed.add(old.gateway)
             if new.gateway:
                 self._served[new.gateway].add(key)
-                self._changed.add(new.gateway)
             if new == FREE:
                 del self._bound[key]
             else:
                 self._bound[key] = new
         self._dirty.clear()
+        self._rebound |= changed
         return changed
 
     def _attach(self, key: Key) -> Attachment:
@@ -195,10 +195,11 @@ class Bindings:
             self._cluster_domain,
         )
 
-    def drain_changed(self) -> set[GatewayKey]:
-        """Name the Gateways that are others now, or serve others, since this was last asked."""
-        changed, self._changed = self._changed, set()
-        return changed
+    def drain(self) -> tuple[set[Key], set[GatewayKey]]:
+        """Name what is bound otherwise, and the Gateways that are others, since the last call."""
+        out = self._rebound, self._changed
+        self._rebound, self._changed = set(), set()
+        return out
 
     def of(self, key: Key) -> Attachment:
         """Where a Service or Pod is bound."""

@@ -1,97 +1,221 @@
-"""What every waypoint serves, as snapshots; a change recomputes the waypoints that it touches."""
+"""All waypoints: what each of them serves, and what every object that concerns them is told.
+
+Follows a Registry. A change makes anew what depends on it: the values of what a waypoint serves
+(model), where they differ their resources, and the snapshots of the waypoints that have them.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from control_plane.registry import Registry
-from control_plane.resources import Resource, Snapshot, make_resource
+from control_plane.resources import Resource, Snapshot
 from control_plane.translate.pods import MeshConfig
+from control_plane.waypoints import rules
 from control_plane.waypoints.bindings import GatewayKey
-from mesh.findings import Condition
+from control_plane.waypoints.rules import Rules
+from control_plane.waypoints.serving import Serving, Translator, encode
+from control_plane.waypoints.telling import Teller
 from mesh.manifest import Key
-from waypoint.config.build import make_backend, make_bound_workload, make_waypoint
-from waypoint.config.gateways import Deployed, class_status, gateway_status
-from waypoint.config.model import Backend, Bound, BoundWorkload, Waypoint
-from waypoint.config.status import Status
+from mesh.model import Workload
+from waypoint.config.build import Labels, make_backend, make_bound_workload, make_waypoint
+from waypoint.config.model import Backend, Bound, BoundWorkload
+from waypoint.config.routing import BackendRef
+from waypoint.config.security import Target
 
 log = logging.getLogger(__name__)
 
-Translate = Callable[
-    [Waypoint, Sequence[Bound], Sequence[Backend], Sequence[BoundWorkload]],
-    Mapping[str, Mapping[str, bytes]],
-]
+Object = Mapping[str, Any]
+KINDS: Final = rules.KINDS
 
 
 class Waypoints:
-    """Follows a Registry; call update() after the registry's own."""
+    """Feed it the changes that the registry was fed, after it."""
 
-    def __init__(self, config: MeshConfig, registry: Registry, translate: Translate) -> None:
-        self.snapshots: dict[str, Snapshot] = {}
-        self.statuses: dict[Key, Status] = {}
+    def __init__(self, config: MeshConfig, registry: Registry, translator: Translator) -> None:
+        self.rules = Rules(config.root_namespace, config.cluster_domain)
         self._config = config
-        self._translate = translate
         self._registry = registry
         self._bindings = registry.bindings
-        self._uses: dict[GatewayKey, set[str]] = {}  # services by key
+        self._translator = translator
+        self._serving: dict[GatewayKey, Serving] = {}
+        self._at: dict[Key, GatewayKey] = {}  # where something is listened for
+        self._uses: dict[GatewayKey, dict[str, frozenset[BackendRef]]] = {}
+        self._users: dict[str, set[GatewayKey]] = {}  # who sends to a service
+        self._backends: dict[str, tuple[Backend, list[Resource]]] = {}
+        self._teller = Teller(registry, self.rules, self.users)
+        self.statuses = self._teller.statuses
 
-    def update(self) -> Mapping[str, Snapshot]:
-        """Take in what the registry did; returns all snapshots by "namespace/name"."""
-        touched, self._registry.touched = self._registry.touched, set()
-        dirty = self._bindings.drain_changed()
-        dirty |= {g for g, services in self._uses.items() if services & touched}
-        for gateway in dirty:
-            self._rebuild(gateway)
-        self._tell()
-        return self.snapshots
+    def update(self, changed: Mapping[Key, Object], gone: set[Key]) -> Mapping[str, Snapshot]:
+        """Take in a change; returns all snapshots by "namespace/name" of the Gateway."""
+        for key in [*changed, *gone]:
+            if key.kind in KINDS:
+                self.rules.take(key, changed.get(key))
+        touched, pods = self._registry.drain_touched()
+        for name in touched:
+            record = self._registry.by_key(name)
+            self.rules.put_service(name, record.service if record else None)
+        services, targets, objects = self.rules.drain()
+        rebound, gateways = self._bindings.drain()
 
-    def _rebuild(self, where: GatewayKey) -> None:
-        record = self._bindings.gateways.get(where)
-        name = "/".join(where)
+        dirty = {where for where in gateways if self._describe(where)}
+        keys = rebound | self._covered(touched | services, targets)
+        keys |= {Key("Pod", namespace, name) for namespace, name in pods}
+        for where in dirty:
+            keys |= self._bindings.served(where)
+        for key in keys:
+            dirty |= self._rebind(key)
+        used = set()
+        for where in dirty:
+            used |= self._use(where)
+        for service in touched | services | used:
+            self._send(service)
+        for where, serving in self._serving.items():
+            self._finish(where, serving)
+        concerned = services | used | self._services_of(rebound)
+        self._teller.tell(rebound, gateways, concerned, targets, objects)
+        return {"/".join(where): s.snapshot for where, s in self._serving.items()}
+
+    # ---- waypoints ---------------------------------------------------------------------------
+
+    def _describe(self, where: GatewayKey) -> bool:
+        """Take in a Gateway; returns whether all that is bound to it is to be made anew."""
+        record, config = self._bindings.gateways.get(where), self._config
         if record is None:
-            self.snapshots.pop(name, None)
-            self._uses.pop(where, None)
-            return
-        config = self._config
+            return self._serving.pop(where, None) is not None
         waypoint = make_waypoint(
             record, config.trust_domain, config.cluster_id, config.cluster_domain
         )
-        bound: list[Bound] = []
-        backends: list[Backend] = []
-        workloads: list[BoundWorkload] = []
-        for key in sorted(self._bindings.served(where)):
-            if key.kind == "Service":
-                found = self._registry.service(key.namespace, key.name)
-                if found is not None:
-                    bound.append(Bound(found.service))
-                    members = ((w, ()) for w in self._registry.members(found.service.key))
-                    backends.append(make_backend(found.service, members))
-            else:
-                workload = self._registry.workload(key.namespace, key.name)
-                if workload is not None:
-                    ports = (p for group in workload.services.values() for p in group)
-                    workloads.append(make_bound_workload(workload, ports))
-        self._uses[where] = {b.service.key for b in backends}
-        made = self._translate(waypoint, bound, backends, workloads)
-        resources: dict[str, dict[str, Resource]] = {}
-        for type_url, of_type in made.items():
-            here = resources[type_url] = {}
-            for n, payload in of_type.items():
-                here[n] = make_resource(type_url, n, payload)
-        old = self.snapshots.get(name)
-        self.snapshots[name] = Snapshot(version=old.version + 1 if old else 1, resources=resources)
+        serving = self._serving.get(where)
+        if serving is None:
+            self._serving[where] = Serving(waypoint)
+            return True
+        return serving.describe(waypoint)
 
-    def _tell(self) -> None:
-        statuses: dict[Key, Status] = {}
-        for key, bound in self._bindings.bound():
-            conditions: tuple[Condition, ...] = (bound.condition,) if bound.condition else ()
-            statuses[key] = Status(conditions)
-        for (namespace, name), record in self._bindings.gateways.items():
-            pods, ready = self._bindings.pods((namespace, name))
-            service = self._registry.service(namespace, record.resource_name)
-            there = Deployed(service.service.hostname if service else "", pods, ready)
-            statuses[Key("Gateway", namespace, name)] = gateway_status(record, there)
-        for found in self._bindings.own_classes():
-            statuses[Key("GatewayClass", "", found["metadata"]["name"])] = class_status(found)
-        self.statuses = statuses
+    def _finish(self, where: GatewayKey, serving: Serving) -> None:
+        try:
+            serving.finish(self._translator)
+        except Exception:  # one waypoint's must not be everybody's
+            log.exception("waypoint %s/%s: listeners stay as they were", *where)
+
+    # ---- what is listened for ----------------------------------------------------------------
+
+    def _covered(self, services: Iterable[str], targets: Iterable[Target]) -> set[Key]:
+        """Name what is bound and may be another value because of these."""
+        found: set[Key] = set()
+        for name in services:
+            record = self._registry.by_key(name)
+            if record is not None:
+                found.add(Key("Service", record.service.namespace, record.service.name))
+        for target in targets:
+            if target.kind == "Gateway":
+                found |= self._bindings.served((target.namespace, target.name))
+            elif target.kind == "GatewayClass":
+                for where, gateway in self._bindings.gateways.items():
+                    if gateway.class_name == target.name:
+                        found |= self._bindings.served(where)
+            else:
+                found.add(Key(target.kind, target.namespace, target.name))
+        return found
+
+    def _rebind(self, key: Key) -> set[GatewayKey]:
+        """Listen for something where it is bound now; returns the waypoints that are others."""
+        dirty = set()
+        old, new = self._at.get(key), self._bindings.of(key).gateway
+        value = self._value(key, new) if new and new in self._serving else None
+        if old is not None and (value is None or old != new):
+            del self._at[key]
+            if old in self._serving and self._serving[old].unbind(key):
+                dirty.add(old)
+        if new and value is not None:
+            try:
+                if self._serving[new].bind(key, value, self._translator):
+                    dirty.add(new)
+                self._at[key] = new
+            except Exception:  # one object's must not be everybody's
+                log.exception("%s: cannot be translated; it stays as it was", key)
+        return dirty
+
+    def _value(self, key: Key, where: GatewayKey) -> Bound | BoundWorkload | None:
+        gateway = self._bindings.gateways[where]
+        covering = [
+            Target("Gateway", gateway.namespace, gateway.name),
+            Target("GatewayClass", "", gateway.class_name),
+        ]
+        if key.kind == "Service":
+            record = self._registry.service(key.namespace, key.name)
+            if record is None:
+                return None
+            service = record.service
+            return Bound(
+                service=service,
+                routes=self.rules.routes(service, gateway.namespace),
+                security=self.rules.security_of([Target(*key), *covering]),
+                traffic=self.rules.traffic(service.key),
+            )
+        workload = self._registry.workload(key.namespace, key.name)
+        if workload is None:
+            return None
+        ports = (port for ports in workload.services.values() for port in ports)
+        return make_bound_workload(workload, ports, self.rules.security_of(covering))
+
+    # ---- what is sent to ---------------------------------------------------------------------
+
+    def _use(self, where: GatewayKey) -> set[str]:
+        """Follow what a waypoint sends to; returns services of which it uses something else."""
+        serving, old = self._serving.get(where), self._uses.pop(where, {})
+        new = self._uses[where] = serving.uses() if serving is not None else {}
+        if serving is None:
+            del self._uses[where]
+        for service in old.keys() - new.keys():
+            self._users[service].discard(where)
+            if serving is not None:
+                serving.send_to(service, None)
+        for service in new.keys() - old.keys():
+            self._users.setdefault(service, set()).add(where)
+        return {s for s in old.keys() | new.keys() if old.get(s) != new.get(s)}
+
+    def _send(self, name: str) -> None:
+        """Make what is sent to of a service, if it is another value, and tell who uses it."""
+        users = self._users.get(name, set())
+        record = self._registry.by_key(name)
+        if not users or record is None:
+            if not users:
+                self._users.pop(name, None)
+            self._backends.pop(name, None)
+            for where in users:
+                self._serving[where].send_to(name, None)
+            return
+        traffic = self.rules.traffic(name)
+        labelled = bool(traffic.subsets)
+        members = ((w, self._labels(w) if labelled else ()) for w in self._registry.members(name))
+        used = {ref for where in users for ref in self._uses[where].get(name, ())}
+        backend = make_backend(record.service, members, traffic, used)
+        old = self._backends.get(name)
+        if old is None or old[0] != backend:
+            try:
+                made = encode(self._translator.backend_resources(backend))
+                self._backends[name] = backend, made
+            except Exception:  # one object's must not be everybody's
+                log.exception("service %s: cannot be translated; it stays as it was", name)
+        if name in self._backends:
+            for where in users:
+                self._serving[where].send_to(name, self._backends[name][1])
+
+    def _labels(self, workload: Workload) -> Labels:
+        pod = self._registry.pod(workload.namespace, workload.name)
+        return tuple(sorted(pod.labels.items())) if pod is not None else ()
+
+    def _services_of(self, keys: Iterable[Key]) -> set[str]:
+        found = (
+            self._registry.service(key.namespace, key.name) for key in keys if key.kind == "Service"
+        )
+        return {record.service.key for record in found if record is not None}
+
+    # ---- questions ---------------------------------------------------------------------------
+
+    def users(self, service: str) -> tuple[str, ...]:
+        """Name ("namespace/name") the waypoints that send to a service."""
+        return tuple(sorted("/".join(where) for where in self._users.get(service, ())))

@@ -1,0 +1,127 @@
+"""What is attached to services and waypoints: routes, traffic policies, security.
+
+The indexes of waypoint.config are fed here and say what they touch; nothing is worked out before it
+is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from mesh.manifest import Key
+from mesh.model import Service
+from waypoint.config import istio as istio_config
+from waypoint.config.istio import IstioIndex, ServiceState, combine
+from waypoint.config.routing import Routes
+from waypoint.config.security import Security, SecurityIndex, Target, TargetState
+from waypoint.config.status import Status
+from waypoint.config.traffic import ServiceTraffic
+
+log = logging.getLogger(__name__)
+
+Object = Mapping[str, Any]
+_SECURITY: Final = frozenset({"AuthorizationPolicy", "RequestAuthentication"})
+_ISTIO: Final = frozenset(istio_config.KINDS)
+KINDS: Final = _SECURITY | _ISTIO
+_BROKEN: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+_NONE: Final = Routes()
+
+
+class Rules:
+    """Feed it objects and services; ask it what applies to a service."""
+
+    def __init__(self, root_namespace: str, cluster_domain: str) -> None:
+        self.istio = IstioIndex(root_namespace, cluster_domain)
+        self.security = SecurityIndex(root_namespace)
+        self._known: dict[str, Service] = {}
+        self._services: set[str] = set()
+        self._targets: set[Target] = set()
+        self._objects: set[Key] = set()
+
+    # ---- changes -----------------------------------------------------------------------------
+
+    def take(self, key: Key, obj: Object | None) -> None:
+        """Take in an object of one of KINDS, or (None) forget it.
+
+        One that breaks its translation is logged; its last reading stays in effect.
+        """
+        try:
+            if key.kind in _ISTIO:
+                self._services |= self.istio.put(key, obj)
+            elif key.kind in _SECURITY:
+                self._targets |= self.security.put(key, obj)
+        except _BROKEN:
+            log.exception("%s: cannot be read; what was read of it before stays", key)
+            return
+        self._objects.add(key)
+
+    def put_service(self, key: str, service: Service | None) -> None:
+        """Take in a service of the mesh, bound or not."""
+        if self._known.get(key) == service:
+            return
+        if service is None:
+            del self._known[key]
+        else:
+            self._known[key] = service
+        self._services |= self.istio.put_service(key, service)
+        self._services.add(key)
+
+    def drain(self) -> tuple[set[str], set[Target], set[Key]]:
+        """Say what is touched since the last call: services, targets of security, objects."""
+        out = self._services, self._targets, self._objects
+        self._services, self._targets, self._objects = set(), set(), set()
+        return out
+
+    # ---- questions ---------------------------------------------------------------------------
+
+    def routes(self, service: Service, namespace: str) -> tuple[tuple[int, Routes], ...]:
+        """Say how requests to a service are routed at a waypoint of a namespace, by port."""
+        istio = self.istio.routes(service.key, namespace)
+        gateway_api: Mapping[int, Routes] = {}
+        out = (
+            (
+                p.service_port,
+                combine(gateway_api.get(p.service_port, _NONE), istio.get(p.service_port, _NONE)),
+            )
+            for p in service.ports
+        )
+        return tuple(sorted((port, routes) for port, routes in out if routes != _NONE))
+
+    def traffic(self, service: str) -> ServiceTraffic:
+        """Say how a service's endpoints are talked to."""
+        return self.istio.traffic(service)
+
+    def security_of(self, targets: Iterable[Target]) -> Security:
+        """Say what protects what all of these targets cover."""
+        return self.security.security(*targets)
+
+    # ---- statuses ----------------------------------------------------------------------------
+
+    def objects(self, services: set[str], targets: set[Target]) -> set[Key]:
+        """Name the objects whose status depends on any of these."""
+        found = set(self.istio.objects(services))
+        for target in targets:
+            found.update(self.security.at(target))
+        return found
+
+    def status(
+        self,
+        key: Key,
+        service: Callable[[str], ServiceState],
+        target: Callable[[Target], TargetState],
+    ) -> Status | None:
+        """Say what became of an object; None: it is not for waypoints, or gone."""
+        if key.kind in _ISTIO:
+            return self.istio.status(key, service) if key in self.istio else None
+        if key in self.security:
+            return self.security.status(key, target)
+        return None

@@ -1,0 +1,105 @@
+"""What the objects that concern waypoints are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from control_plane.registry import Registry
+from control_plane.waypoints.bindings import GatewayKey
+from control_plane.waypoints.rules import Rules
+from control_plane.waypoints.statuses import Statuses
+from mesh.manifest import Key
+from waypoint.config.gateways import Deployed, class_status, gateway_status
+from waypoint.config.istio import ServiceState
+from waypoint.config.security import Target, TargetState
+from waypoint.config.status import Status
+
+_HTTP: Final = frozenset({1, 2, 3})  # istio.workload.AppProtocol: HTTP11, HTTP2, GRPC
+
+
+class Teller:
+    """Keeps statuses current. `users`: the waypoints ("namespace/name") that send to a service."""
+
+    def __init__(
+        self, registry: Registry, rules: Rules, users: Callable[[str], tuple[str, ...]]
+    ) -> None:
+        self.statuses = Statuses()
+        self._registry = registry
+        self._bindings = registry.bindings
+        self._rules = rules
+        self._users = users
+        self._classes: set[str] = set()
+
+    def tell(
+        self,
+        rebound: Iterable[Key],
+        gateways: Iterable[GatewayKey],
+        services: set[str],
+        targets: set[Target],
+        objects: set[Key],
+    ) -> None:
+        """Work out the statuses that depend on what has changed."""
+        gateways = set(gateways)
+        for key in rebound:
+            condition = self._bindings.of(key).condition
+            self.statuses.set(key, Status((condition,)) if condition else None)
+        for where in gateways:
+            self._tell_gateway(where)
+        self._tell_classes()
+        targets = targets | {Target(*key) for key in rebound if key.kind == "Service"}
+        targets |= {Target("Gateway", *where) for where in gateways}
+        for key in objects | self._rules.objects(services, targets):
+            self.statuses.set(key, self._rules.status(key, self._service, self._target))
+
+    def _tell_gateway(self, where: GatewayKey) -> None:
+        key, record = Key("Gateway", *where), self._bindings.gateways.get(where)
+        if record is None:
+            self.statuses.set(key, None)
+            return
+        service = self._registry.service(record.namespace, record.resource_name)
+        pods, ready = self._bindings.pods(where)
+        there = Deployed(service.service.hostname if service else "", pods, ready)
+        self.statuses.set(key, gateway_status(record, there))
+
+    def _tell_classes(self) -> None:
+        own = {str(c["metadata"]["name"]): c for c in self._bindings.own_classes()}
+        for name in self._classes - own.keys():
+            self.statuses.set(Key("GatewayClass", "", name), None)
+        for name, found in own.items():
+            self.statuses.set(Key("GatewayClass", "", name), class_status(found))
+        self._classes = set(own)
+
+    def _bound(self, key: Key) -> tuple[str, ...]:
+        """Name the waypoint that serves something now."""
+        found = self._bindings.of(key)
+        return ("/".join(found.gateway),) if found.gateway and found.address else ()
+
+    def _service(self, name: str) -> ServiceState:
+        """Say what there is to know of a service, for DestinationRules and VirtualServices."""
+        record = self._registry.by_key(name)
+        if record is None:
+            return ServiceState()
+        key = Key("Service", record.service.namespace, record.service.name)
+        return ServiceState(self._bound(key), self._users(name))
+
+    def _target(self, target: Target) -> TargetState:
+        """Say what there is to know of a policy's target."""
+        if target.kind == "Service":
+            record = self._registry.service(target.namespace, target.name)
+            if record is None:
+                return TargetState(False)
+            ports = (p.service_port for p in record.service.ports if p.app_protocol not in _HTTP)
+            return TargetState(True, self._bound(Key(*target)), tuple(sorted(ports)))
+        if target.kind == "Gateway":
+            gateway = self._bindings.gateways.get((target.namespace, target.name))
+            name = f"{target.namespace}/{target.name}"
+            return TargetState(gateway is not None, (name,) if gateway else ())
+        if target.kind == "GatewayClass":
+            found = sorted(
+                "/".join(where)
+                for where, gateway in self._bindings.gateways.items()
+                if gateway.class_name == target.name
+            )
+            return TargetState(bool(found) or target.name in self._bindings.classes, tuple(found))
+        return TargetState(False)
