@@ -176,6 +176,13 @@ class Rig:
             self._wait(lambda: self.stat(name) >= self._reloads.get(port, 1) + 1, name)
         self._reloads[port] = self.stat(f"http.in{port}.rds.rds-{port}.config_reload")
 
+    def put_routes(self, port: int, security: Security) -> None:
+        """Replace only what travels in the routes, as connections on an old chain see it."""
+        name = f"http.in{port}.rds.rds-{port}.config_reload"
+        before = self.stat(name)
+        self._write(f"rds-{port}.json", [self._routes(port, security)])
+        self._wait(lambda: self.stat(name) > before, name)
+
     def __post_init__(self) -> None:
         self._reloads: dict[int, int] = {}
 

@@ -163,6 +163,22 @@ def test_nobody_can_claim_an_address_or_an_identity_by_header(rig: Rig) -> None:
     assert rig.get(number, **spoofed).status == 403
 
 
+def test_callers_do_not_steer_the_proxy(rig: Rig) -> None:
+    """Headers that Envoy takes as orders from inside are gone; the request's id stays."""
+    number = port(rig)
+    orders = {
+        "x_envoy_upstream_rq_timeout_ms": "1",
+        "x_envoy_max_retries": "1000",
+        "x_envoy_retry_on": "5xx",
+        "x_envoy_internal": "true",
+        "x_envoy_original_path": "/x",
+        "x_request_id": "7c9e6679-7425-40de-944b-e07fc1f90ae7",
+    }
+    seen = rig.get(number, **orders).seen["headers"]
+    found = {k: v for k, v in seen.items() if k.replace("-", "_") in orders}
+    assert found == {"x-request-id": orders["x_request_id"]}
+
+
 # ---- what ------------------------------------------------------------------------------------
 
 SAME_AS_ADMIN = [
@@ -487,3 +503,45 @@ def test_l4_policies_mean_what_they_mean_to_ztunnel(rig: Rig, seed: int) -> None
             except ConnectionRefusedError:
                 found.append(False)
             assert found == meant, (peer, address, objects)
+
+
+# ---- hostile values --------------------------------------------------------------------------
+
+_ALPHABET = "aZ09/{}[]().\\|+?^$%#&;:=,'\"<>~`!@-_ \t\n\r\x7f\u00e9\u20ac\U0001f600"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_envoy_takes_whatever_is_written_in_a_policy(rig: Rig, seed: int) -> None:
+    """One policy that Envoy refused would stop all changes of its waypoint."""
+    rng = random.Random(seed)
+
+    def text() -> str:
+        return "".join(rng.choice(_ALPHABET) for _ in range(rng.randint(1, 12)))
+
+    def texts() -> list[str]:
+        forms = ["/{}", "*{}", "/{}*", "{}"] if rng.random() < 0.2 else ["/{}", "*{}", "/{}*"]
+        return [rng.choice(forms).format(text()) for _ in "123"]
+
+    def rule() -> Any:
+        fields = ["principals", "namespaces", "requestPrincipals", "trustDomains"]
+        name = text().replace("[", "").replace("]", "") or "x"
+        return {
+            **source(**{rng.choice(fields): texts()}),
+            **to(**{rng.choice(["paths", "hosts", "methods"]): texts()}),
+            "when": [
+                {
+                    "key": f"request.{rng.choice(['headers', 'auth.claims'])}[{name}]",
+                    rng.choice(["values", "notValues"]): texts(),
+                },
+                {"key": "connection.sni", "values": texts()},
+            ],
+        }
+
+    claims = [{"header": text(), "claim": text()}, {"header": "x-a", "claim": text()}]
+    tokens = Issuer(text() + ".example").rule(
+        audiences=texts(), outputClaimToHeaders=claims, fromParams=texts(), fromCookies=texts()
+    )
+    objects = [policy(a, *[rule() for _ in "1234"]) for a in ("ALLOW", "DENY", "AUDIT")]
+    number = port(rig, *objects, authentication(tokens))
+    assert rig.get(number).status in (200, 403)
+    port(rig, *objects, tcp=True)

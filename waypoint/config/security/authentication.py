@@ -40,6 +40,7 @@ _T = TypeVar("_T")
 def _text(value: Any, path: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 4096:
         raise ValueError(f"{path}: {value!r:.80}: must be text of 1 to 4096 characters")
+    value.encode()  # half of a surrogate pair is a ValueError
     return value
 
 

@@ -42,10 +42,14 @@ __all__ = [
 ]
 
 # Settings of every HttpConnectionManager that has these filters. Addresses: X-Forwarded-For is
-# believed from nobody. Paths are compared, routed and passed on in one normal form.
+# believed from nobody. No caller is "internal" (to Envoy every private address is), or it could set
+# retries and timeouts by x-envoy- headers; the id of its request is kept all the same. Paths are
+# compared, routed and passed on in one normal form.
 HCM: Final[Proto] = {
     "use_remote_address": True,
     "xff_num_trusted_hops": 0,
+    "internal_address_config": {"cidr_ranges": [{"address_prefix": "0.0.0.0", "prefix_len": 32}]},
+    "preserve_external_request_id": True,
     "normalize_path": True,
     "merge_slashes": True,
     "path_with_escaped_slashes_action": "KEEP_UNCHANGED",  # see ESCAPED_SLASH

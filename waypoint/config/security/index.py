@@ -94,6 +94,10 @@ class SecurityIndex:
 
     # ---- questions ---------------------------------------------------------------------------
 
+    def __contains__(self, key: Key) -> bool:
+        """Say whether an object is held."""
+        return key in self._readings
+
     def keys(self) -> tuple[Key, ...]:
         """List the objects that are held: those that get a status from here."""
         return tuple(self._readings)

@@ -111,6 +111,7 @@ def _values(
         try:
             if not text or len(text) > _MAX_VALUE or "\0" in text:
                 raise ValueError(f"must be text of 1 to {_MAX_VALUE} characters")
+            text.encode()  # half of a surrogate pair is a ValueError
             values.append(parse(text, namespace))
         except ValueError as e:
             findings.invalid.append(f"{path}[{i}]: {value!r:.200}: {e}"[:400])
