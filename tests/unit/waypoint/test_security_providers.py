@@ -15,6 +15,7 @@ import pytest
 from envoy.config.core.v3 import base_pb2
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 from google.rpc import code_pb2
+from security_apps import serving
 from security_objects import (
     CART,
     Issuer,
@@ -26,7 +27,7 @@ from security_objects import (
     source,
     to,
 )
-from security_rig import WEB, Rig, running, serving
+from security_rig import WEB, Rig, running
 
 from waypoint.config.routing import BackendRef
 from waypoint.config.security import Provider, filters, read_providers
