@@ -48,8 +48,8 @@ class SecurityIndex:
 
     def put(self, key: Key, obj: Mapping[str, Any] | None) -> frozenset[Target]:
         """Take in an object, or forget it (None). One that is not for waypoints is forgotten."""
-        old = self._readings.pop(key, None)
         new = self._read(key, obj)
+        old = self._readings.pop(key, None)
         for reading, add in ((old, False), (new, True)):
             if reading is None:
                 continue
