@@ -7,17 +7,21 @@ from typing import Final
 from control_plane.translate.endpoints import SERVICE_NAME
 from control_plane.translate.pods import PLACE_LABELS
 from control_plane.translate.services import DISTRIBUTION
-from mesh.kube.kinds import Kind, Template
+from mesh.kube.kinds import Items, Kind, Template
 from mesh.ports import ANNOTATION_REDIRECTION
+from waypoint.config.binding import LABELS, MISSING, WAYPOINT_BOUND
+from waypoint.config.gateways import GATEWAY_NAME, GROUP
 
-ISTIO_SECURITY: Final = ("v1", "v1beta1")
+_ISTIO: Final = ("v1", "v1beta1")
+_BOUND: Final = {WAYPOINT_BOUND: True}
 
 _PORTS: Final = {"ports": {"name": True, "containerPort": True, "protocol": True}}
 _POD: Final[Template] = {
     "metadata": {
         "labels": True,
-        "annotations": {ANNOTATION_REDIRECTION: True},
+        "annotations": {ANNOTATION_REDIRECTION: True, MISSING: True},
         "deletionTimestamp": True,
+        "generation": True,
         "ownerReferences": {"kind": True, "name": True, "controller": True},
     },
     "spec": {
@@ -31,11 +35,15 @@ _POD: Final[Template] = {
         "phase": True,
         "podIP": True,
         "podIPs": True,
-        "conditions": {"type": True, "status": True},
+        "conditions": Items("type", {"Ready": {"type": True, "status": True}, **_BOUND}),
     },
 }
 _SERVICE: Final[Template] = {
-    "metadata": {"annotations": {DISTRIBUTION: True}},
+    "metadata": {
+        "annotations": {DISTRIBUTION: True, MISSING: True},
+        "labels": dict.fromkeys((*LABELS, GATEWAY_NAME), True),
+        "generation": True,
+    },
     "spec": {
         "type": True,
         "ports": {
@@ -53,7 +61,10 @@ _SERVICE: Final[Template] = {
         "internalTrafficPolicy": True,
         "trafficDistribution": True,
     },
-    "status": {"loadBalancer": {"ingress": {"ip": True}}},
+    "status": {
+        "loadBalancer": {"ingress": {"ip": True}},
+        "conditions": Items("type", _BOUND),
+    },
 }
 _SLICE: Final[Template] = {
     "metadata": {"labels": {SERVICE_NAME: True}},
@@ -66,16 +77,19 @@ _SLICE: Final[Template] = {
     },
     "ports": {"name": True, "port": True, "protocol": True},
 }
-_NAMESPACE: Final[Template] = {"metadata": {"labels": True, "deletionTimestamp": True}}
-_NODE: Final[Template] = {"metadata": {"labels": dict.fromkeys(PLACE_LABELS, True)}}
-_GATEWAY: Final[Template] = {
-    "metadata": {"deletionTimestamp": True},
-    "spec": {"gatewayClassName": True},
+_NAMESPACE: Final[Template] = {
+    "metadata": {"labels": True, "annotations": {MISSING: True}, "deletionTimestamp": True}
 }
-_GATEWAY_CLASS: Final[Template] = {"spec": {"controllerName": True}}
+_NODE: Final[Template] = {"metadata": {"labels": dict.fromkeys(PLACE_LABELS, True)}}
 
 _SECURITY: Final = "security.istio.io"
-_GATEWAY_API: Final = "gateway.networking.k8s.io"
+_NETWORKING: Final = "networking.istio.io"
+
+
+def _optional(name: str, plural: str, group: str, *versions: str, namespaced: bool = True) -> Kind:
+    """Describe a kind that is a CRD, and is kept whole."""
+    return Kind(name, plural, group, versions, namespaced=namespaced, optional=True)
+
 
 KINDS: Final = (
     Kind("Namespace", "namespaces", namespaced=False, keep=_NAMESPACE, metadata_only=True),
@@ -83,16 +97,22 @@ KINDS: Final = (
     Kind("Pod", "pods", keep=_POD),
     Kind("Service", "services", keep=_SERVICE),
     Kind("EndpointSlice", "endpointslices", "discovery.k8s.io", keep=_SLICE),
-    Kind("AuthorizationPolicy", "authorizationpolicies", _SECURITY, ISTIO_SECURITY, optional=True),
-    Kind("PeerAuthentication", "peerauthentications", _SECURITY, ISTIO_SECURITY, optional=True),
-    Kind("Gateway", "gateways", _GATEWAY_API, ("v1", "v1beta1"), optional=True, keep=_GATEWAY),
-    Kind(
-        "GatewayClass",
-        "gatewayclasses",
-        _GATEWAY_API,
-        ("v1", "v1beta1"),
-        namespaced=False,
-        optional=True,
-        keep=_GATEWAY_CLASS,
+    _optional("AuthorizationPolicy", "authorizationpolicies", _SECURITY, *_ISTIO),
+    _optional("PeerAuthentication", "peerauthentications", _SECURITY, *_ISTIO),
+    _optional("RequestAuthentication", "requestauthentications", _SECURITY, *_ISTIO),
+    _optional("DestinationRule", "destinationrules", _NETWORKING, *_ISTIO),
+    _optional("VirtualService", "virtualservices", _NETWORKING, *_ISTIO),
+    _optional("Gateway", "gateways", GROUP, "v1", "v1beta1"),
+    _optional("GatewayClass", "gatewayclasses", GROUP, "v1", "v1beta1", namespaced=False),
+    _optional("HTTPRoute", "httproutes", GROUP, "v1", "v1beta1"),
+    _optional("GRPCRoute", "grpcroutes", GROUP, "v1"),
+    _optional("TCPRoute", "tcproutes", GROUP, "v1", "v1alpha2"),
+    _optional("TLSRoute", "tlsroutes", GROUP, "v1", "v1alpha3", "v1alpha2"),
+    _optional("ReferenceGrant", "referencegrants", GROUP, "v1", "v1beta1"),
+    _optional(
+        "XBackendTrafficPolicy",
+        "xbackendtrafficpolicies",
+        "gateway.networking.x-k8s.io",
+        "v1alpha1",
     ),
 )

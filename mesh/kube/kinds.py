@@ -13,7 +13,8 @@ from typing import Any, Final
 from mesh.manifest import Key
 
 Object = dict[str, Any]
-# True keeps the value; a mapping keeps those of its names, of each item where the value is a list.
+# True keeps the value; a mapping keeps those of its names, of each item where the value is a list;
+# Items chooses among the items of a list.
 Template = Mapping[str, Any]
 
 # Never read by anybody, and often the larger half of an object.
@@ -22,6 +23,14 @@ _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 _META_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _META_ONE: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Of a list the items whose field `by` has one of these values, and what of each is kept."""
+
+    by: str
+    keep: Mapping[str, Any]  # True or a Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +108,24 @@ def _keep(obj: Mapping[str, Any], template: Template) -> Object:
             continue
         if wanted is True or not isinstance(value, dict | list):
             out[name] = value
+        elif isinstance(wanted, Items):
+            out[name] = _chosen(value, wanted)
         elif isinstance(value, dict):
             kept = _keep(value, wanted)
             if kept:
                 out[name] = kept
         else:
             out[name] = [_keep(v, wanted) if isinstance(v, dict) else v for v in value]
+    return out
+
+
+def _chosen(value: Any, wanted: Items) -> list[Any]:
+    out = []
+    for item in value if isinstance(value, list) else ():
+        known = item.get(wanted.by) if isinstance(item, dict) else None
+        keep = wanted.keep.get(known) if isinstance(known, str) else None
+        if keep is not None:
+            out.append(item if keep is True else _keep(item, keep))
     return out
 
 
