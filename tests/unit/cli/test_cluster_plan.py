@@ -60,7 +60,9 @@ def test_a_fresh_installation_makes_ztunnel_when_its_mounts_are_there() -> None:
         "ztunnel",
     ]
     first, middle, early, late = made.steps
-    assert [o["kind"] for o in first.objects] == ["Namespace"] + ["CustomResourceDefinition"] * 2
+    assert [o["kind"] for o in first.objects] == ["Namespace"] + ["CustomResourceDefinition"] * len(
+        CRDS
+    )
     assert {of.kind for of in first.wait} == {"CustomResourceDefinition"}
     assert middle.wait == ()
     assert [of.name for of in early.wait] == ["ambit-control-plane"]
@@ -112,15 +114,14 @@ def test_an_uninstalled_mesh_comes_back_as_if_it_were_new() -> None:
 
 def test_crds_of_others_are_left_alone_and_ours_are_updated() -> None:
     """Istio's own are never touched."""
-    theirs, ours = CRDS
-    live: dict[Ref, Object | None] = {
-        ref(theirs): with_labels(theirs, app="istio"),
-        ref(ours): ours,
-    }
+    theirs, *ours = CRDS
+    live: dict[Ref, Object | None] = {ref(crd): crd for crd in ours}
+    live[ref(theirs)] = with_labels(theirs, app="istio")
     made = plan(live)
-    assert [o["metadata"]["name"] for o in made.steps[0].objects[1:]] == [ours["metadata"]["name"]]
+    names = [crd["metadata"]["name"] for crd in ours]
+    assert [o["metadata"]["name"] for o in made.steps[0].objects[1:]] == names
     assert made.left_alone == ((ref(theirs), "it is there already, from somebody else"),)
-    assert made.after.crds == {ours["metadata"]["name"]}
+    assert made.after.crds == set(names)
 
 
 def test_the_gateway_api_comes_whole_or_not_at_all() -> None:
@@ -164,7 +165,7 @@ def test_the_plan_is_shown_with_what_changes() -> None:
     lines = describe(plan(live, old, objects=objects), live, [ref(first)])
     assert f"  ~ {ref(first)}" in lines
     assert "  - Pod a/b" in lines
-    assert sum(line.startswith("  + ") for line in lines) == len(objects)  # with two CRDs
+    assert sum(line.startswith("  + ") for line in lines) == len(objects) - 2 + len(CRDS)
     assert lines[-1] == "    1 objects are as they should be"
 
 

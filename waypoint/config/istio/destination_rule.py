@@ -19,7 +19,9 @@ from waypoint.config.istio.read import Fields, Report
 from waypoint.config.istio.tls import Data, resolve_tls
 from waypoint.config.traffic import Pool, ServiceTraffic, Subset, TrafficPolicy
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label: part of cluster names
+SUBSET_NAME: Final = re.compile(
+    r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+)  # RFC 1123 label: part of cluster names
 _MAX_SUBSETS: Final = 1000
 _NO_SELECTOR: Final = (
     "spec.workloadSelector: rules for some callers only are not supported at a waypoint, where"
@@ -77,7 +79,7 @@ def _read_subsets(spec: Fields) -> tuple[SubsetRule, ...]:
         labels = _read_labels(f)
         own = f.inner("trafficPolicy", read_policy)
         f.done()
-        if not _NAME.fullmatch(name):
+        if not SUBSET_NAME.fullmatch(name):
             f.bad("name", f"{name[:80]!r} is not a name (letters, digits, '-'): not used")
         elif name in found:
             f.bad("name", f"{name!r} is there already: this one is not used")

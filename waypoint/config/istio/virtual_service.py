@@ -13,6 +13,7 @@ from typing import Any, Final
 from mesh.errors import BadInput
 from mesh.manifest import Key, make_key
 from waypoint.config.istio import hosts
+from waypoint.config.istio.destination_rule import SUBSET_NAME
 from waypoint.config.istio.http_action import (
     read_cors,
     read_fault,
@@ -59,10 +60,11 @@ class _Reader:
         host, subset = f.text("host"), f.text("subset")
         port = f.inner("port", _read_port)
         why = hosts.fault(host)
-        if not why and hosts.is_wildcard(host):
-            why = "must be one service, without a wildcard"
         if why:
             f.bad("host", why)
+        if subset and not SUBSET_NAME.fullmatch(subset):
+            f.bad("subset", f"{subset[:80]!r} is not a name (letters, digits, '-')")
+            return None
         f.done()
         if why or (f.has("port") and port is None):
             return None
@@ -251,6 +253,10 @@ def read_virtual_service(key: Key, obj: Mapping[str, Any], domain: str) -> Virtu
     http = tuple(reader.http(f) for f in _bounded(spec, "http"))
     tls = tuple(reader.tcp(f, tls=True) for f in _bounded(spec, "tls"))
     tcp = tuple(reader.tcp(f, tls=False) for f in _bounded(spec, "tcp"))
+    if not names and not report.refused:
+        for part in ("gateways", "tls", "tcp"):
+            if spec.has(part):
+                spec.bad(part, "without hosts it is a delegate, which has http rules alone")
     if not (http or tls or tcp):
         report.refused = report.refused or "spec: has no rules (http, tls or tcp)"
     created = obj["metadata"].get("creationTimestamp")
