@@ -27,6 +27,23 @@ _OURS: Final[Mapping[str, frozenset[str]]] = {
     "Pod": _BOUND,
     "Service": _BOUND,
 }
+# Kinds of which one that carries something of ours, and is not to, has it from before. Gateways of
+# other controllers carry conditions of the same types.
+_STALE: Final = frozenset(
+    {
+        "AuthorizationPolicy",
+        "DestinationRule",
+        "GRPCRoute",
+        "HTTPRoute",
+        "Pod",
+        "RequestAuthentication",
+        "Service",
+        "TCPRoute",
+        "TLSRoute",
+        "VirtualService",
+        "XBackendTrafficPolicy",
+    }
+)
 # Where a kind lists what it is attached to, and what it calls that (Gateway API).
 _PARENTS: Final = ("parents", "parentRef")
 _LISTS: Final = {
@@ -158,11 +175,11 @@ def is_current(obj: Object, wanted: Mapping[str, Any]) -> bool:
     return all(there.get(name) == value for name, value in wanted.items() if name != "conditions")
 
 
-def without_ours(obj: Object) -> dict[str, Any]:
-    """Build the list of parents without our entries, where there are any."""
-    field = list_of(obj["kind"])
-    entries = _mapping(obj.get("status")).get(field)
-    return {field: _of_others(entries)} if _of_us(entries) else {}
+def with_ours(live: Object, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Put our entries of a shared list beside those that others have there now."""
+    field = list_of(live["kind"])
+    others = _of_others(_mapping(live.get("status")).get(field))
+    return {field: [*others, *_of_us(wanted.get(field))]}
 
 
 def _of_us(entries: Any) -> list[Mapping[str, Any]]:
@@ -196,34 +213,49 @@ class StatusBook:
         said: Mapping[Key, Status | None],
         now: str,
     ) -> Iterator[tuple[Key, Object, dict[str, Any] | None]]:
-        """Take a change in; yields (key, object, our part of its status or None where it has it).
-
-        {} is for an object that should carry nothing of ours and does.
-        """
-        touched = set()
-        for key, status in said.items():
-            if status is None:
-                if self._said.pop(key, None) is not None:
-                    self._leaving.add(key)
-                    touched.add(key)
-            elif self._said.get(key) != status:
-                self._said[key] = status
-                self._leaving.discard(key)
+        """Take a change in; yields (key, object, our part of its status; None where it has it)."""
+        touched = self._hear(said)
+        for key, obj in changed.items():
+            if key in self:
                 touched.add(key)
-        touched |= {k for k in changed if k in self._said or k in self._leaving}
+            elif key.kind in _STALE and not is_current(obj, {}):
+                # What was said before this process began, and is not to be said any more.
+                self._leaving.add(key)
+                touched.add(key)
         for key in gone:
             self._said.pop(key, None)
             self._leaving.discard(key)
         for key in sorted(touched - gone):
-            obj = changed.get(key) or self._find(key)
-            if obj is None:
+            found = changed.get(key) or self._find(key)
+            if found is None:
                 continue
-            wanted = make_status(obj, self._said.get(key, Status()), now)
-            if not is_current(obj, wanted):
-                yield key, obj, wanted
-                continue
-            self._leaving.discard(key)
-            yield key, obj, None
+            wanted = make_status(found, self._said.get(key, Status()), now)
+            current = is_current(found, wanted)
+            if current:
+                self._leaving.discard(key)
+            yield key, found, None if current else wanted
+
+    def _hear(self, said: Mapping[Key, Status | None]) -> set[Key]:
+        """Take in what is said; returns the objects about which it is news."""
+        news = set()
+        for key, status in said.items():
+            if status is None:
+                if self._said.pop(key, None) is not None:
+                    self._leaving.add(key)
+                    news.add(key)
+            elif self._said.get(key) != status:
+                self._said[key] = status
+                self._leaving.discard(key)
+                news.add(key)
+        return news
+
+    def speaks(self, key: Key) -> bool:
+        """Say whether there is something to say about an object."""
+        return key in self._said
+
+    def wrote(self, key: Key) -> None:
+        """What was to be taken back is; what is still there is somebody else's."""
+        self._leaving.discard(key)
 
     def __contains__(self, key: Key) -> bool:
         """Say whether there is something to say about an object, or to take back."""
@@ -248,6 +280,7 @@ class StatusWriter:
         written = 0
         for key, _, wanted in self._book.update(changed, gone, said, now):
             if wanted is not None:
-                patch = {"status": wanted} if wanted else None
+                patch = {"status": wanted} if self._book.speaks(key) else None
                 written += self._store.patch(*key, MANAGER, patch)
+                self._book.wrote(key)
         return written

@@ -4,6 +4,9 @@ Every replica works out what is missing, and forgets it when the object has it: 
 leader has the list ready. One thread writes, at most RATE a second, and each object ever less often
 if what it wrote is undone (control_plane.kubernetes.pacing). Fields that other managers own are
 not taken from them: that is a conflict, and said.
+
+The parents of a route are one list for all controllers, and one field to server-side apply, so it
+is read, merged and written where nobody wrote meanwhile.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from typing import Any, Final, Protocol
 from control_plane.kubernetes.naming import FIELD_MANAGER
 from control_plane.kubernetes.pacing import Pacer
 from control_plane.metrics import Counter
-from control_plane.status import StatusBook
+from control_plane.status import StatusBook, list_of, with_ours
 from mesh.errors import BadInput, Unavailable
-from mesh.kube.api import APPLY, Api, ApiError
+from mesh.kube.api import APPLY, MERGE, Api, ApiError
 from mesh.kube.backoff import Backoff
 from mesh.kube.kinds import Kind
 from mesh.manifest import Key
@@ -166,6 +169,27 @@ class StatusApplier:
         kind, version = self._source.kind(key.kind), self._source.version(key.kind)
         if not version:
             return 0.0
+        try:
+            if list_of(key.kind) in wish.status:
+                self._merge(kind, version, key, wish)
+            else:
+                self._server_side(kind, version, key, wish)
+        except ApiError as e:
+            return self._refused(key, wish, e)
+        except (Unavailable, BadInput) as e:
+            self._writes.inc(key.kind, "unavailable")
+            log.info("status of %s: %s", key, e)
+            return self._backoff.next()
+        self._backoff.reset()
+        self._writes.inc(key.kind, "ok")
+        with self._lock:
+            self._pacer.wrote(key, wish, self._clock())
+            self._book.wrote(key)
+            if key not in self._book and self._wishes.get(key) == wish:
+                del self._wishes[key]
+        return 0.0
+
+    def _server_side(self, kind: Kind, version: str, key: Key, wish: _Wish) -> None:
         metadata: dict[str, Any] = {"name": key.name}
         if key.namespace:
             metadata["namespace"] = key.namespace
@@ -180,21 +204,24 @@ class StatusApplier:
         path = kind.path(version, key.namespace, key.name, "status")
         forced = "true" if key.kind in _FORCED else "false"
         query = {"fieldManager": FIELD_MANAGER, "force": forced}
-        try:
-            self._api.request(
-                "PATCH", path, query=query, body=body, content_type=APPLY, timeout=_TIMEOUT
-            )
-        except ApiError as e:
-            return self._refused(key, wish, e)
-        except (Unavailable, BadInput) as e:
-            self._writes.inc(key.kind, "unavailable")
-            log.info("status of %s: %s", key, e)
-            return self._backoff.next()
-        self._backoff.reset()
-        self._writes.inc(key.kind, "ok")
-        with self._lock:
-            self._pacer.wrote(key, wish, self._clock())
-        return 0.0
+        self._api.request(
+            "PATCH", path, query=query, body=body, content_type=APPLY, timeout=_TIMEOUT
+        )
+
+    def _merge(self, kind: Kind, version: str, key: Key, wish: _Wish) -> None:
+        path = kind.path(version, key.namespace, key.name)
+        live = self._api.request("GET", path, timeout=_TIMEOUT)
+        if wish.uid not in ("", live["metadata"].get("uid")):
+            return  # made anew under the same name: what is read of it next decides
+        body = {
+            "metadata": {"resourceVersion": live["metadata"].get("resourceVersion")},
+            "status": with_ours({**live, "kind": key.kind}, wish.status),
+        }
+        query = {"fieldManager": FIELD_MANAGER}
+        status = f"{path}/status"
+        self._api.request(
+            "PATCH", status, query=query, body=body, content_type=MERGE, timeout=_TIMEOUT
+        )
 
     def _refused(self, key: Key, wish: _Wish, error: ApiError) -> float:
         self._writes.inc(key.kind, "refused")

@@ -41,6 +41,7 @@ SECURITY = {
 }
 GATEWAY = {
     ("gateway.networking.k8s.io", "gateways"): ("Gateway", ("v1",)),
+    ("gateway.networking.k8s.io", "httproutes"): ("HTTPRoute", ("v1",)),
     ("gateway.networking.k8s.io", "gatewayclasses"): ("GatewayClass", ("v1",)),
 }
 CLUSTER = {"namespaces", "nodes", "gatewayclasses"}
@@ -249,7 +250,9 @@ class FakeApi:
                 return
             else:
                 with self.lock:
-                    answer = self._do(handler.command, parsed, query, body)
+                    merges = "merge-patch" in (handler.headers.get("Content-Type") or "")
+                    method = "MERGE" if merges else handler.command
+                    answer = self._do(method, parsed, query, body)
             _send(handler, 200, answer)
         except Refusal as e:
             status = {"kind": "Status", "code": e.status, "reason": e.reason, "message": e.message}
@@ -303,6 +306,8 @@ class FakeApi:
             return self._apply(parsed, where, query, body)
         if where not in here:
             raise Refusal(404, "NotFound")
+        if method == "MERGE":
+            return self._merge_status(parsed, where, body)
         if method == "PUT":
             if (
                 body["metadata"].get("resourceVersion")
@@ -344,6 +349,15 @@ class FakeApi:
             return copy.deepcopy(new)
         new["metadata"].setdefault("uid", str(uuid.uuid4()))
         return self._commit(parsed.key, where, "MODIFIED" if old is not None else "ADDED", new)
+
+    def _merge_status(self, parsed: Parsed, where: Where, body: Object) -> Object:
+        old = self.objects[parsed.key][where]
+        if body["metadata"].get("resourceVersion") != old["metadata"]["resourceVersion"]:
+            raise Refusal(409, "Conflict", "the object has been modified")
+        new = {**old, "status": {**(old.get("status") or {}), **body["status"]}}
+        return (
+            copy.deepcopy(old) if new == old else self._commit(parsed.key, where, "MODIFIED", new)
+        )
 
     def own(self, kind: str, namespace: str, name: str, part: str, manager: str) -> None:
         """Make another manager the owner of a part, as condition:Ready or data:root-cert.pem."""
@@ -395,8 +409,8 @@ def _merge(new: Object, body: Object, owners: dict[str, str], manager: str, forc
             raise Refusal(409, "Conflict", f'Apply failed with 1 conflict: conflict with "{owner}"')
         owners[part] = manager
 
-    wanted = body.get("status", {}).get("conditions")
-    if wanted is not None:
+    if "status" in body:  # what is not in it any more is given up
+        wanted = body["status"].get("conditions", [])
         old = {c["type"]: c for c in new.get("status", {}).get("conditions", [])}
         for condition in wanted:
             take(f"condition:{condition['type']}", old.get(condition["type"]) != condition)
