@@ -52,6 +52,8 @@ class Answer:
 
 Page = Callable[[Request], Awaitable[Answer]]
 Pages = Mapping[tuple[str, str], Page]  # (method, path)
+# Answers what no page is for: the request's head, and the connection.
+Otherwise = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def request_untrusted(head: bytes) -> Request:
@@ -102,11 +104,14 @@ def render(made: Answer, with_body: bool) -> bytes:
 
 
 class WebServer:
-    """Serves pages on one address."""
+    """Serves pages on one address; `otherwise` gets the requests that no page is for."""
 
-    def __init__(self, address: tuple[str, int], pages: Pages) -> None:
+    def __init__(
+        self, address: tuple[str, int], pages: Pages, otherwise: Otherwise | None = None
+    ) -> None:
         self._address = address
         self._pages = pages
+        self._otherwise = otherwise
         self._open = 0
         self._server: asyncio.Server | None = None
 
@@ -132,6 +137,9 @@ class WebServer:
                 return
             async with asyncio.timeout(_TIMEOUT):
                 head = await reader.readuntil(b"\r\n\r\n")
+            if self._otherwise is not None and not self._known(head):
+                await self._otherwise(head, reader, writer)
+                return
             made = await answer(self._pages, head)
             writer.write(render(made, not head.startswith(b"HEAD ")))
             async with asyncio.timeout(_TIMEOUT):
@@ -143,3 +151,10 @@ class WebServer:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    def _known(self, head: bytes) -> bool:
+        try:
+            request = request_untrusted(head)
+        except BadInput:
+            return True  # its error is an answer
+        return any(request.path == path for _, path in self._pages)
