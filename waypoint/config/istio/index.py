@@ -94,26 +94,28 @@ class IstioIndex:
         return frozenset()
 
     def _put_rule(self, key: Key, obj: Mapping[str, Any] | None) -> frozenset[str]:
-        old = self._rules.pop(key, None)
+        new = None if obj is None else read_destination_rule(key, obj, self._domain)
         touched: set[str] = set()
+        old = self._rules.pop(key, None)
         if old is not None and old.host:
             self._rules_at.discard(key, (old.host,))
             touched |= self.named(old.host)
-        if obj is not None:
-            new = self._rules[key] = read_destination_rule(key, obj, self._domain)
-            if new.host:
-                self._rules_at.add(key, (new.host,))
-                touched |= self.named(new.host)
+        if new is not None:
+            self._rules[key] = new
+        if new is not None and new.host:
+            self._rules_at.add(key, (new.host,))
+            touched |= self.named(new.host)
         return self._forget(touched | self._sending_to(touched))
 
     def _put_virtual(self, key: Key, obj: Mapping[str, Any] | None) -> frozenset[str]:
+        new = None if obj is None else read_virtual_service(key, obj, self._domain)
         touched = self.served(key)
         old = self._virtual.pop(key, None)
         if old is not None:
             self._virtual_at.discard(key, old.hosts)
             self._link(key, old, set.discard)
-        if obj is not None:
-            new = self._virtual[key] = read_virtual_service(key, obj, self._domain)
+        if new is not None:
+            self._virtual[key] = new
             self._virtual_at.add(key, new.hosts)
             self._link(key, new, set.add)
         return self._forget(touched | self.served(key))
