@@ -14,10 +14,13 @@ from control_plane.metrics import Metrics, short_type
 from control_plane.registry import Registry
 from control_plane.status import StatusSink
 from control_plane.waypoints import state
+from control_plane.waypoints.jwks import JwksFetcher
+from control_plane.waypoints.deploying import Deployer
 from control_plane.waypoints.state import Waypoints
 from control_plane.xds import Hub
 from mesh.findings import Condition
 from mesh.manifest import Key
+from waypoint.config.security import Jwks
 from waypoint.config.status import Status
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class Engine:
         waypoints: Waypoints,
         hub: Hub,
         status: StatusSink,
+        deployer: Deployer,
         metrics: Metrics,
     ) -> None:
         self.registry = registry
@@ -65,10 +69,14 @@ class Engine:
         self._source = source
         self._hub = hub
         self._status = status
+        self._deployer = deployer
+        self._poked = False
         self._metrics = metrics
         self._known: dict[Key, int] = {}
         self._said: dict[Key, Condition] = {}
         self._lock = asyncio.Lock()
+        self._keys = JwksFetcher(self._take_keys)
+        self._fetched = False
 
     @property
     def problems(self) -> list[str]:
@@ -76,11 +84,21 @@ class Engine:
         return self._source.problems()
 
     async def run(self) -> None:
-        """Follow the source until cancelled."""
+        """Follow the source, and the keys of token issuers, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keys.run())
+            group.create_task(self._follow())
+
+    async def _take_keys(self, jwks: Mapping[str, Jwks]) -> None:
+        self.waypoints.rules.take_keys(jwks)
+        self._fetched = True
+        await self.refresh()
+
+    async def _follow(self) -> None:
         while True:
             try:
                 await self.refresh()
-                while not await asyncio.to_thread(self._source.watch, _WATCH):
+                while not await asyncio.to_thread(self._source.watch, _WATCH) and not self._poked:
                     pass
                 seen = time.monotonic()
                 while time.monotonic() - seen < LONGEST:
@@ -91,14 +109,19 @@ class Engine:
                 log.error("objects: %s; the last state is served", e)
                 await asyncio.sleep(1)
 
+    def poke(self) -> None:
+        """Look again soon: something beside the objects has changed. From any thread."""
+        self._poked = True
+
     async def refresh(self) -> None:
         """Take in whatever changed until now."""
         async with self._lock:
             seen = time.monotonic()
             found, gone = await asyncio.to_thread(self._source.changes, self._known)
             self._metrics.problems.set(len(await asyncio.to_thread(self._source.problems)))
-            if not found and not gone and self.synced:
+            if not found and not gone and self.synced and not self._fetched:
                 return
+            self._fetched = False
             self._known.update({key: revision for key, (revision, _) in found.items()})
             for key in gone:
                 del self._known[key]
@@ -108,10 +131,15 @@ class Engine:
             snapshot = self.registry.update(changed, gone)
             for type_url, resources in snapshot.resources.items():
                 self._metrics.resources.labels(short_type(type_url)).set(len(resources))
+            guards = self.waypoints.update(changed, gone, self._deployer.troubles())
+            if guards:
+                snapshot = self.registry.guard(guards)
+            self._deployer.want(self.waypoints.gateways)
             # Waypoints first: who is told to pass one finds it ready for what is sent there.
-            self._hub.publish_waypoints(self.waypoints.update(changed, gone), seen)
+            self._hub.publish_waypoints(self.waypoints.snapshots, seen)
             self._hub.publish(snapshot, seen)
             self.synced = True
+            self._keys.want(self.waypoints.rules.security.jwks_uris())
             now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             said = self._news()
             written = await asyncio.to_thread(self._status.write, changed, gone, said, now)

@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -111,24 +111,23 @@ def fetch(uri: str) -> Jwks:
 class JwksFetcher:
     """Keeps what is wanted at hand; all calls from one event loop.
 
-    `changed` is called with everything that is known, whenever that is something else.
+    `changed` is awaited with everything that is known, whenever fetching gave something else.
     """
 
     def __init__(
         self,
-        changed: Callable[[Mapping[str, Jwks]], None],
-        fetch: Callable[[str], Jwks] = fetch,
+        changed: Callable[[Mapping[str, Jwks]], Awaitable[None]],
+        get: Callable[[str], Jwks] | None = None,
     ) -> None:
         self._changed = changed
-        self._fetch = fetch
+        self._get = get or fetch
         self._fetching = Fetching()
         self._wake = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
 
     def want(self, uris: Iterable[str]) -> None:
         """Say which documents are wanted from now on."""
-        if self._fetching.want(uris, time.monotonic()):
-            self._changed(self._fetching.known())
+        self._fetching.want(uris, time.monotonic())
         self._wake.set()
 
     async def run(self) -> None:
@@ -152,11 +151,11 @@ class JwksFetcher:
                 call.cancel()
 
     async def _one(self, uri: str) -> None:
-        result = await asyncio.to_thread(self._fetch, uri)
+        result = await asyncio.to_thread(self._get, uri)
         if result.error:
             log.warning("jwksUri %s: %s", uri, result.error)
         changed = self._fetching.end(uri, result, time.monotonic())
         self._calls.discard(asyncio.current_task())
         self._wake.set()
         if changed:
-            self._changed(self._fetching.known())
+            await self._changed(self._fetching.known())

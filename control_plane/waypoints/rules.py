@@ -10,12 +10,14 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from control_plane.waypoints import providers
+from control_plane.waypoints.providers import providers_of
 from mesh.manifest import Key
 from mesh.model import Service
 from waypoint.config import istio as istio_config
 from waypoint.config.istio import IstioIndex, ServiceState, combine
 from waypoint.config.routing import Routes
-from waypoint.config.security import Security, SecurityIndex, Target, TargetState
+from waypoint.config.security import Jwks, Security, SecurityIndex, Target, TargetState
 from waypoint.config.status import Status
 from waypoint.config.traffic import ServiceTraffic
 
@@ -24,7 +26,7 @@ log = logging.getLogger(__name__)
 Object = Mapping[str, Any]
 _SECURITY: Final = frozenset({"AuthorizationPolicy", "RequestAuthentication"})
 _ISTIO: Final = frozenset(istio_config.KINDS)
-KINDS: Final = _SECURITY | _ISTIO
+KINDS: Final = _SECURITY | _ISTIO | {"ConfigMap"}
 _BROKEN: Final = (
     ArithmeticError,
     AttributeError,
@@ -46,14 +48,20 @@ class Rules:
         self._services: set[str] = set()
         self._targets: set[Target] = set()
         self._objects: set[Key] = set()
+        self._mesh = Key("ConfigMap", root_namespace, providers.NAME)
 
     # ---- changes -----------------------------------------------------------------------------
 
     def take(self, key: Key, obj: Object | None) -> None:
         """Take in an object of one of KINDS, or (None) forget it.
 
-        One that breaks its translation is logged; its last reading stays in effect.
+        Of ConfigMaps only the mesh's configuration means anything. What breaks its translation is
+        logged; its last reading stays in effect.
         """
+        if key.kind == "ConfigMap":
+            if key == self._mesh:
+                self._take_providers(obj)
+            return
         try:
             if key.kind in _ISTIO:
                 self._services |= self.istio.put(key, obj)
@@ -63,6 +71,16 @@ class Rules:
             log.exception("%s: cannot be read; what was read of it before stays", key)
             return
         self._objects.add(key)
+
+    def _take_providers(self, configmap: Object | None) -> None:
+        found, problems = providers_of(configmap)
+        for problem in problems:
+            log.warning("%s/%s; policies that name it refuse", self._mesh.namespace, problem)
+        self._targets |= self.security.set_providers(found)
+
+    def take_keys(self, jwks: Mapping[str, Jwks]) -> None:
+        """Take in what was fetched of issuers' keys, by URI."""
+        self._targets |= self.security.set_jwks(jwks)
 
     def put_service(self, key: str, service: Service | None) -> None:
         """Take in a service of the mesh, bound or not."""

@@ -9,13 +9,14 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+from cp_support import Tokens, make_plane, policy
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,8 +25,9 @@ from cryptography.x509.oid import NameOID
 from control_plane.waypoints import jwks as fetching_shell
 from control_plane.waypoints.jwks import JwksFetcher, fetch
 from control_plane.waypoints.providers import providers_of
+from waypoint.config.security import Target
 from waypoint.config.security.fetching import REFRESH, Fetching
-from waypoint.config.security.jwks import Jwks
+from waypoint.config.security.jwks import Jwks, read_jwks
 
 _KEY = ec.generate_private_key(ec.SECP256R1())
 GOOD = json.dumps({"keys": [json.loads(jwt.algorithms.ECAlgorithm.to_jwk(_KEY.public_key()))]})
@@ -86,7 +88,7 @@ def test_good_keys_outlive_failures() -> None:
         f.begin(1e6, 1)
         assert not f.end("a", bad, 0.0)
         assert f.known() == {"a": Jwks(GOOD)}
-    assert f.want([], 0.0)
+    f.want([], 0.0)
     assert f.known() == {}
     assert not f.end("a", Jwks(GOOD), 0.0)
     f.want(["a"], 5.0)
@@ -261,7 +263,7 @@ def test_the_fetcher_tells_of_changes() -> None:
         told: list[Mapping[str, Jwks]] = []
         news = asyncio.Event()
 
-        def changed(known: Mapping[str, Jwks]) -> None:
+        async def changed(known: Mapping[str, Jwks]) -> None:
             told.append(known)
             news.set()
 
@@ -280,8 +282,6 @@ def test_the_fetcher_tells_of_changes() -> None:
             assert Jwks(error="down") in [known.get("flaky") for known in told]
             slow.set()
             await asyncio.wait_for(until({"slow", "flaky", "a", "b", "c", "d", "e"}), 5)
-            fetcher.want(["a"])
-            assert told[-1] == {"a": Jwks(GOOD)}
             assert sorted(tries) == ["a", "b", "c", "d", "e", "flaky", "flaky", "slow"]
         finally:
             slow.set()
@@ -325,3 +325,61 @@ def test_a_mesh_configuration_that_is_wrong(text: str, says: str) -> None:
     providers, problems = providers_of({"data": {"mesh": text}})
     assert providers == {}
     assert says in problems[0]
+
+
+# ---- in the control plane --------------------------------------------------------------------
+
+
+def test_what_is_fetched_and_configured_reaches_the_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys come after the policy that names them, providers before or after; both count at once."""
+    monkeypatch.setattr(fetching_shell, "fetch", lambda uri: Jwks(GOOD))
+    objects = tmp_path / "objects"
+    objects.mkdir()
+    refs = [{"group": "", "kind": "Service", "name": "cart"}]
+    rules = [{"issuer": "https://a", "jwksUri": "https://a/keys"}]
+    tokens = policy("tokens", targetRefs=refs, jwtRules=rules)
+    asking = policy(
+        "asking", targetRefs=refs, action="CUSTOM", provider={"name": "ask"}, rules=[{}]
+    )
+    cart = Target("Service", "shop", "cart")
+
+    async def scenario() -> None:
+        plane = make_plane(tmp_path, Tokens(tmp_path))
+        await plane.start()
+        try:
+            index = plane.waypoints.rules.security
+
+            async def until(done: Callable[[], bool]) -> None:
+                async with asyncio.timeout(5):
+                    while not done():
+                        await plane.engine.refresh()
+                        await asyncio.sleep(0.02)
+
+            (objects / "a.json").write_text(
+                json.dumps({**tokens, "kind": "RequestAuthentication"})
+                + "\n---\n"
+                + json.dumps(asking)
+            )
+            await until(lambda: any(r.keys == read_jwks(GOOD) for r in index.security(cart).jwt))
+            assert index.security(cart).providers == ()
+            mesh = {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "istio", "namespace": "istio-system"},
+                "data": {"mesh": MESH},
+            }
+            other = {
+                **mesh,
+                "metadata": {"name": "istio", "namespace": "shop"},
+                "data": {"mesh": ""},
+            }
+            (objects / "b.json").write_text(json.dumps(mesh) + "\n---\n" + json.dumps(other))
+            await until(lambda: index.security(cart).provider("ask") is not None)
+            (objects / "b.json").unlink()
+            await until(lambda: index.security(cart).provider("ask") is None)
+        finally:
+            await plane.stop()
+
+    asyncio.run(scenario())

@@ -31,15 +31,13 @@ class Fetching:
     def __init__(self) -> None:
         self._documents: dict[str, _Document] = {}
 
-    def want(self, uris: Iterable[str], now: float) -> bool:
-        """Say which documents are wanted; returns whether any is forgotten."""
+    def want(self, uris: Iterable[str], now: float) -> None:
+        """Say which documents are wanted; others are forgotten."""
         wanted = set(uris)
-        gone = self._documents.keys() - wanted
-        for uri in gone:
+        for uri in self._documents.keys() - wanted:
             del self._documents[uri]
         for uri in wanted - self._documents.keys():
             self._documents[uri] = _Document(now)
-        return bool(gone)
 
     def begin(self, now: float, most: int) -> list[str]:
         """Choose up to `most` documents that are due; each is under way until `end`."""
