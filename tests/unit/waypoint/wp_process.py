@@ -135,6 +135,10 @@ class FakePlane:
         self._nonce = 0
         self._server: grpc.aio.Server | None = None
 
+    def settled(self) -> bool:
+        """Whether everything that was sent is answered."""
+        return any(r.response_nonce == str(self._nonce) for r in self.streams[-1].requests)
+
     def set(self, type_url: str, value: dict[str, Any]) -> None:
         payload = json_format.ParseDict(value, _MESSAGES[type_url]()).SerializeToString()
         name = value.get("name") or value["cluster_name"]
@@ -276,7 +280,7 @@ def routes(name: str, to: str, **header: str) -> dict[str, Any]:
 
 
 def listener(name: str, port: int, tls: bool = False, filters: Any = None) -> dict[str, Any]:
-    """An HTTP listener on the loopback, its routes by RDS; with tls: with this pod's certificate."""
+    """An HTTP listener on the loopback, routes by RDS; with tls: with this pod's certificate."""
     secret = {"resource_api_version": "V3", "ads": {}}
     hcm = {
         "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -464,11 +468,17 @@ async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
             await asyncio.sleep(0.02)
 
 
-def run(folder: Path, body: Callable[[Process], Awaitable[None]], **env: str) -> None:
-    """Run a test's body with a process; prints the log where it fails."""
+def run(
+    folder: Path,
+    body: Callable[[Process], Awaitable[None]],
+    before: Callable[[Process], None] = lambda _: None,
+    **env: str,
+) -> None:
+    """Run a test's body with a process; prints the log where it fails. before: its start."""
 
     async def main() -> None:
         process = Process(folder, **env)
+        before(process)
         try:
             async with process:
                 await body(process)
