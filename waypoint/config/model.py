@@ -28,6 +28,7 @@ class Waypoint:
     services: bool = True  # istio.io/waypoint-for: service or all
     workloads: bool = False  # workload or all
     access_log: str = ""  # "", "text" or "json"
+    ipv6: bool = True  # listens on [::] too
 
     @property
     def key(self) -> str:

@@ -72,7 +72,7 @@ def _load() -> None:
 def _message(type_url: str) -> type[Message]:
     _load()
     name = type_url.rpartition("/")[2]
-    pool = descriptor_pool.Default()  # type: ignore[no-untyped-call]
+    pool = descriptor_pool.Default()
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 

@@ -1,0 +1,152 @@
+"""Services that are sent to: a cluster and its endpoints for each port, and each subset in use."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from mesh.model import Locality, Port
+from waypoint.config.envoy.names import (
+    ASSIGNMENT,
+    CLUSTER,
+    CONNECT_ORIGINATE,
+    ORIGINAL_DST,
+    TUNNEL,
+    cluster_name,
+    workload_name,
+)
+from waypoint.config.envoy.policies import cluster_fields
+from waypoint.config.envoy.tunnels import internal_upstream
+from waypoint.config.model import Backend, BoundWorkload, Endpoint
+from waypoint.config.routing import BackendRef
+from waypoint.config.traffic import Subset, TrafficPolicy
+
+Proto = dict[str, Any]
+
+_H2_ONLY: Final = frozenset({2, 3})  # istio.workload.AppProtocol: HTTP2, GRPC
+_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_TRANSPORT: Final = internal_upstream(ORIGINAL_DST, TUNNEL)
+_CONNECT_TIMEOUT: Final = "10s"  # as ztunnel
+
+
+def backend_dicts(backend: Backend) -> Iterator[tuple[str, str, Proto]]:
+    """Yield (type, name, resource) of a service's clusters and assignments."""
+    endpoints = dict(backend.endpoints)
+    for port in backend.service.ports:
+        here = endpoints.get(port.service_port, ())
+        for ref, subset, policy in _parts(backend, port):
+            name = cluster_name(ref)
+            chosen = [e for e in here if subset is None or _has(e, subset)]
+            yield CLUSTER, name, cluster(name, port.app_protocol, policy)
+            yield ASSIGNMENT, name, assignment(name, chosen)
+
+
+def _parts(
+    backend: Backend, port: Port
+) -> Iterator[tuple[BackendRef, Subset | None, TrafficPolicy]]:
+    """Yield the port as a whole, then its subsets that routes refer to."""
+    key, number = backend.service.key, port.service_port
+    yield BackendRef(key, number), None, backend.traffic.at(number)
+    for ref in backend.used:
+        if ref.subset and ref.port == number:
+            subset = backend.traffic.subset(ref.subset)
+            if subset is not None:
+                yield ref, subset, subset.at(number)
+
+
+def _has(endpoint: Endpoint, subset: Subset) -> bool:
+    return set(subset.labels) <= set(endpoint.labels)
+
+
+def cluster(name: str, protocol: int, policy: TrafficPolicy) -> Proto:
+    """envoy.config.cluster.v3.Cluster whose endpoints come over EDS."""
+    if protocol in _H2_ONLY:
+        versions: Proto = {"explicit_http_config": {"http2_protocol_options": {}}}
+    else:  # what the caller speaks
+        both: Proto = {"http_protocol_options": {}, "http2_protocol_options": {}}
+        versions = {"use_downstream_protocol_config": both}
+    out: Proto = {
+        "name": name,
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": {"resource_api_version": "V3", "ads": {}}},
+        "connect_timeout": _CONNECT_TIMEOUT,
+        # Endpoints that are not ready are never sent to, however few others are left.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "transport_socket": _TRANSPORT,
+        "typed_extension_protocol_options": {
+            _OPTIONS: {"@type": f"type.googleapis.com/{_OPTIONS}", **versions}
+        },
+    }
+    return out | cluster_fields(policy)
+
+
+def assignment(name: str, endpoints: Iterable[Endpoint]) -> Proto:
+    """Build envoy.config.endpoint.v3.ClusterLoadAssignment of those endpoints that are ready."""
+    places: dict[Locality, list[Proto]] = defaultdict(list)
+    for endpoint in endpoints:
+        if endpoint.healthy:
+            places[endpoint.locality].append(lb_endpoint(endpoint))
+    groups = [
+        {"locality": _locality(place), "lb_endpoints": found}
+        if place != Locality()
+        else {"lb_endpoints": found}
+        for place, found in sorted(places.items(), key=lambda item: _order(item[0]))
+    ]
+    return {"cluster_name": name, "endpoints": groups}
+
+
+def _order(place: Locality) -> tuple[str, str, str]:
+    return (place.region, place.zone, place.subzone)
+
+
+def _locality(place: Locality) -> Proto:
+    return {"region": place.region, "zone": place.zone, "sub_zone": place.subzone}
+
+
+def join(ip: str, port: int) -> str:
+    """Host and port as a URL has them."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def lb_endpoint(endpoint: Endpoint) -> Proto:
+    """One endpoint: by HBONE through connect_originate where it has an identity, else plain TCP."""
+    where = join(endpoint.address, endpoint.port)
+    about = {
+        "workload": endpoint.workload,
+        "namespace": endpoint.namespace,
+        "canonical_service": endpoint.canonical_service,
+        "canonical_revision": endpoint.canonical_revision,
+        "cluster": endpoint.cluster,
+    }
+    if endpoint.identity:
+        address: Proto = {
+            "envoy_internal_address": {
+                "server_listener_name": CONNECT_ORIGINATE,
+                "endpoint_id": where,
+            }
+        }
+        about["san"] = endpoint.identity
+    else:
+        socket = {"address": endpoint.address, "port_value": endpoint.port}
+        address = {"socket_address": socket}
+    metadata: Proto = {TUNNEL: {k: v for k, v in about.items() if v}}
+    if endpoint.identity:
+        metadata[ORIGINAL_DST] = {"local": where}
+    out: Proto = {"endpoint": {"address": address}, "metadata": {"filter_metadata": metadata}}
+    if endpoint.weight > 1:
+        out["load_balancing_weight"] = endpoint.weight
+    return out
+
+
+def pod_dicts(pod: BoundWorkload) -> Iterator[tuple[str, str, Proto]]:
+    """Yield the cluster of a pod that is addressed by its own address.
+
+    Its one endpoint has no port: connect_originate is told the address that the caller asked for.
+    """
+    name = workload_name(pod.uid, "")
+    where = pod.endpoint
+    out = cluster(name, 0, TrafficPolicy())
+    out |= {"type": "STATIC", "load_assignment": assignment(name, [where])}
+    del out["eds_cluster_config"]
+    yield CLUSTER, name, out
