@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import grpc
@@ -31,11 +31,7 @@ from control_plane.waypoints.state import Waypoints
 from control_plane.xds import DiscoveryService, Hub
 from mesh.errors import MeshError
 from mesh.pb import citadel_pb2_grpc
-
-try:
-    from waypoint.config.envoy import translate
-except ImportError:  # being written
-    translate = None
+from waypoint.config.envoy import translate
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +43,19 @@ def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def make_backend(options: Options, current: CurrentCa, metrics: Metrics) -> Backend:
-    """Choose where everything comes from; raises ConfigError."""
+def make_backend(
+    options: Options, current: CurrentCa, metrics: Metrics, news: Callable[[], None]
+) -> Backend:
+    """Choose where everything comes from; `news`: what is no object has changed.
+
+    Raises ConfigError.
+    """
     if isinstance(options.where, FolderOptions):
         return FolderBackend(options, options.where, current, utc_now)
     # Only here: the client library is large, and the lab does without it.
     from control_plane.kubernetes.backend import KubernetesBackend
 
-    return KubernetesBackend(options, options.where, current, metrics, utc_now)
+    return KubernetesBackend(options, options.where, current, metrics, news, utc_now)
 
 
 class ControlPlane:
@@ -65,7 +66,9 @@ class ControlPlane:
         self.metrics = Metrics()
         self.hub = Hub()
         self._current = CurrentCa(self._signs)
-        self._backend = make_backend(options, self._current, self.metrics)
+        self._backend = make_backend(
+            options, self._current, self.metrics, lambda: self.engine.poke()
+        )
         verifier = self._backend.verifier
         config = MeshConfig(
             options.root_namespace,
@@ -81,6 +84,7 @@ class ControlPlane:
             self.waypoints,
             self.hub,
             self._backend.status,
+            self._backend.deployer,
             self.metrics,
         )
         self._discovery = DiscoveryService(

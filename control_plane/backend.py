@@ -14,6 +14,7 @@ from control_plane.ca.folder import FolderCa
 from control_plane.engine import Source
 from control_plane.options import FolderOptions, Options
 from control_plane.status import StatusSink, StatusWriter
+from control_plane.waypoints.deploying import Deployer, FolderDeployer
 from mesh.errors import ConfigError
 from mesh.store import FolderStore
 
@@ -24,7 +25,7 @@ _LOOK: Final = 1.0  # seconds between looks at the CA's files
 
 
 class Backend(Protocol):
-    """The four, with one beginning and one end."""
+    """All of them, with one beginning and one end."""
 
     @property
     def source(self) -> Source:
@@ -33,6 +34,10 @@ class Backend(Protocol):
     @property
     def status(self) -> StatusSink:
         """Where conditions go."""
+
+    @property
+    def deployer(self) -> Deployer:
+        """Who makes the objects of Gateways."""
 
     @property
     def verifier(self) -> TokenVerifier:
@@ -60,6 +65,7 @@ class FolderBackend:
         except OSError as e:
             raise ConfigError(f"--objects {where.objects}: {e.strerror or e}") from e
         self.status = StatusWriter(self.source)
+        self.deployer = FolderDeployer(self.source.get)
         self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

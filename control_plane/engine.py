@@ -14,8 +14,8 @@ from control_plane.metrics import Metrics, short_type
 from control_plane.registry import Registry
 from control_plane.status import StatusSink
 from control_plane.waypoints import state
-from control_plane.waypoints.jwks import JwksFetcher
 from control_plane.waypoints.deploying import Deployer
+from control_plane.waypoints.jwks import JwksFetcher
 from control_plane.waypoints.state import Waypoints
 from control_plane.xds import Hub
 from mesh.findings import Condition

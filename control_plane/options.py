@@ -46,6 +46,9 @@ class ClusterOptions:
     namespace: str  # of the control plane
     pod: str
     root_overlap: datetime.timedelta | None
+    waypoint_image: str = ""
+    waypoint_pull_policy: str = ""
+    waypoint_pull_secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,26 @@ def _add_cluster(p: argparse.ArgumentParser) -> None:
         help="how long a new root is trusted before it signs, and an old one after it did;"
         " default: --max-cert-ttl and 10 minutes. 0s replaces a root at once, at the price of"
         " failing handshakes",
+    )
+
+    g.add_argument(
+        "--waypoint-image",
+        default="",
+        metavar="IMAGE",
+        help="what the pods of waypoints run; without it Gateways are not deployed",
+    )
+    g.add_argument(
+        "--waypoint-pull-policy",
+        choices=("Always", "IfNotPresent", "Never"),
+        default="IfNotPresent",
+        help="when that image is pulled; default %(default)s",
+    )
+    g.add_argument(
+        "--waypoint-pull-secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a Secret that it is pulled with, in the Gateway's namespace; may be repeated",
     )
 
 
@@ -282,7 +305,15 @@ def _where(
             p.error(f"{name} does not go with --kubernetes: the API server is asked instead")
     namespace = environ.get("POD_NAMESPACE") or a.root_namespace or ROOT_NAMESPACE
     pod = environ.get("POD_NAME") or socket.gethostname()
-    return ClusterOptions(a.kubeconfig, namespace, pod, a.root_overlap)
+    return ClusterOptions(
+        a.kubeconfig,
+        namespace,
+        pod,
+        a.root_overlap,
+        a.waypoint_image,
+        a.waypoint_pull_policy,
+        tuple(a.waypoint_pull_secret),
+    )
 
 
 def parse_options(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from control_plane.peers import Peers
 from control_plane.resources import (
     Resource,
     Snapshot,
@@ -27,23 +28,14 @@ from control_plane.translate.endpoints import (
     plain_workload,
     translate_slice,
 )
-from control_plane.translate.peer_authentication import (
-    Defaults,
-    PeerAuthentication,
-    converted,
-    index_levels,
-    parse_peer_authentication,
-    references,
-    static_strict,
-    superseded,
-)
+from control_plane.translate.peer_authentication import parse_peer_authentication
 from control_plane.translate.pods import MeshConfig, PodRecord, locality_of, translate_pod
 from control_plane.translate.policy import Policy, translate_policy
 from control_plane.translate.services import ServiceRecord, translate_service
 from control_plane.waypoints.bindings import Bindings
 from mesh.findings import Condition, selects
 from mesh.manifest import Key
-from mesh.model import Locality, Port, Workload
+from mesh.model import Authorization, Locality, Port, Workload
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
 
 log = logging.getLogger(__name__)
@@ -77,8 +69,8 @@ class Registry:
         self._holders: dict[str, set[PodKey]] = {}  # address: the pods that have it
         self._nodes: dict[str, Locality] = {}
         self._policies: dict[str, dict[str, Policy]] = defaultdict(dict)
-        self._peers: dict[Key, PeerAuthentication] = {}
-        self._peer_index: dict[str, tuple[Defaults, tuple[PeerAuthentication, ...]]] = {}
+        self._peers = Peers(config.root_namespace)
+        self._guards: dict[str, Authorization] = {}  # by service, who may go around its waypoint
         self._peer_policies: set[str] = set()
         self._workloads: dict[PodKey | str, Workload] = {}  # by pod, or address that no pod has
         self._by_uid: dict[str, Workload] = {}
@@ -155,6 +147,9 @@ class Registry:
                 self._dirty.add((bound.namespace, bound.name))
             elif record := self._service((bound.namespace, bound.name)):
                 self._publish(record)
+        return self._settle()
+
+    def _settle(self) -> Snapshot:
         for where in self._dirty:
             self._replace(where, self._build(self._pods.get(where)))
         for address in self._dirty_addresses:
@@ -170,6 +165,19 @@ class Registry:
                 members=dict(self._members),
             )
         return self.snapshot
+
+    def guard(self, changes: Mapping[str, Authorization | None]) -> Snapshot:
+        """Attach policies to the pods of services (by key), or take them off; see update()."""
+        for service, policy in changes.items():
+            old = self._guards.pop(service, None)
+            if policy is not None:
+                self._guards[service] = policy
+                self._put(AUTHORIZATION_TYPE, policy.key, authorization_resource(policy))
+            elif old is not None:
+                self._put(AUTHORIZATION_TYPE, old.key, None)
+            if (old is None) != (policy is None):
+                self._dirty |= {(w.namespace, w.name) for w in self.members(service)}
+        return self._settle()
 
     def _translate(
         self, key: Key, obj: Object | None, translate: Callable[[Object], _T | None], old: _T | None
@@ -300,11 +308,9 @@ class Registry:
         new = self._translate(
             key, obj, lambda o: parse_peer_authentication(o, self.config.root_namespace), old
         )
+        self._peers.put(key, new)
         if new is None:
-            self._peers.pop(key, None)
             self.conditions.pop(key, None)
-        else:
-            self._peers[key] = new
         if new != old:
             self._dirty |= {where for where, _ in self._in_scope(key.namespace)}
             self._peers_changed = True
@@ -321,20 +327,8 @@ class Registry:
 
     def _index_peers(self) -> None:
         """Find which PeerAuthentication counts where, and publish the policies made of them."""
-        root = self.config.root_namespace
-        self._peer_index, conflicts = index_levels(self._peers.values(), root)
-        for key, peer in self._peers.items():
-            older = conflicts.get((peer.namespace, peer.name))
-            self.conditions[key] = superseded(older) if older else peer.condition
-        wanted = {}
-        if self._peers:
-            static = static_strict(root)
-            wanted[static.key] = static
-        for defaults, level in self._peer_index.values():
-            for peer in level:
-                own = converted(peer, defaults)
-                if own is not None:
-                    wanted[own.key] = own
+        conditions, wanted = self._peers.index()
+        self.conditions.update(conditions)
         for name in self._peer_policies - set(wanted):
             self._put(AUTHORIZATION_TYPE, name, None)
         for name, policy in wanted.items():
@@ -355,13 +349,12 @@ class Registry:
             and policy.selector is not None
             and selects(policy.selector, pod.labels)
         ]
-        # The root's own entry has no policies with selectors: it serves namespaces without any.
-        index = self._peer_index
-        defaults, level = index.get(pod.namespace) or index.get(root) or (Defaults(), ())
-        policies += references(pod.labels, level, defaults, root)
+        policies += self._peers.references(pod)
+        services = self._services_of(pod)
+        policies += [self._guards[key].key for key in services if key in self._guards]
         return replace(
             pod.workload,
-            services=self._services_of(pod),
+            services=services,
             authorization_policies=tuple(sorted(policies)),
             locality=self._nodes.get(pod.node, Locality()),
             waypoint=self.bindings.of(Key("Pod", pod.namespace, pod.name)).address,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from control_plane.ca.current import CurrentCa
 from control_plane.kubernetes.ca import CaSettings, ClusterCa
+from control_plane.kubernetes.deployer import ClusterDeployer
 from control_plane.kubernetes.election import LeaderElection
 from control_plane.kubernetes.events import Events
 from control_plane.kubernetes.kinds import KINDS
@@ -25,6 +26,8 @@ from control_plane.metrics import Metrics
 from control_plane.options import ClusterOptions, Options
 from mesh.kube.api import Api
 from mesh.manifest import Key
+from mesh.ports import XDS_CA_TLS
+from waypoint.config.infrastructure import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,19 @@ class ClusterSource:
         return [*self._objects.problems(), *self._more()]
 
 
+def waypoint_runtime(options: Options, where: ClusterOptions) -> Runtime:
+    """Say how waypoints are started in this cluster."""
+    return Runtime(
+        command=("/usr/bin/ambit-waypoint",),
+        control_plane=f"https://istiod.{where.namespace}.svc:{XDS_CA_TLS}",
+        trust_domain=options.trust_domain,
+        cluster_id=options.cluster_id,
+        image=where.waypoint_image,
+        pull_policy=where.waypoint_pull_policy,
+        pull_secrets=where.waypoint_pull_secrets,
+    )
+
+
 class KubernetesBackend:
     """Implements control_plane.backend.Backend. Raises ConfigError without a configuration."""
 
@@ -78,6 +94,7 @@ class KubernetesBackend:
         where: ClusterOptions,
         current: CurrentCa,
         metrics: Metrics,
+        news: Callable[[], None],
         clock: Callable[[], datetime.datetime],
     ) -> None:
         self._current = current
@@ -87,10 +104,12 @@ class KubernetesBackend:
         self._election = LeaderElection(self._api, where.namespace, LEASE, where.pod)
         leading = self._election.leading
         self._status = StatusApplier(self._api, self._objects, leading, metrics.writes)
+        runtime = waypoint_runtime(options, where)
+        self._deployer = ClusterDeployer(self._api, runtime, leading, metrics.writes, news)
         self._tokens = ReviewedTokens(self._api, options.token_audience, metrics.token_reviews)
-        news = threading.Event()
+        read = threading.Event()
         maps = RootMaps(
-            self._api, where.namespace, self._waypoints, leading, metrics.writes, counting, news
+            self._api, where.namespace, self._waypoints, leading, metrics.writes, counting, read
         )
         self._ca = ClusterCa(
             self._api,
@@ -101,10 +120,11 @@ class KubernetesBackend:
             leading,
             counting,
             clock,
-            news,
+            read,
         )
         self.source = ClusterSource(self._objects, lambda: self._ca.problems)
         self.status = self._status
+        self.deployer = self._deployer
         self.verifier = self._tokens
         self._measure(metrics)
 
@@ -128,6 +148,7 @@ class KubernetesBackend:
         self._ca.start()
         self._election.start()
         self._status.start()
+        self._deployer.start()
         said = time.monotonic()
         while not (self._objects.synced and self._current.ready):
             await asyncio.sleep(_LOOK)
@@ -142,6 +163,7 @@ class KubernetesBackend:
         """See Backend. The lease goes first: the next leader need not wait."""
         await asyncio.to_thread(self._election.stop)
         await asyncio.to_thread(self._status.stop)
+        await asyncio.to_thread(self._deployer.stop)
         await asyncio.to_thread(self._ca.stop)
         await asyncio.to_thread(self._objects.close)
         self._tokens.close()

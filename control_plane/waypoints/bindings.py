@@ -18,8 +18,8 @@ from waypoint.config.binding import (
     Wish,
     attach,
     read_wish,
-    wanted,
 )
+from waypoint.config.binding import wanted as combine
 from waypoint.config.gateways import (
     GATEWAY_NAME,
     GatewayRecord,
@@ -145,7 +145,7 @@ class Bindings:
     def _want(self, key: Key) -> None:
         own = self._own[key.namespace].get(key)
         around = self._around.get(key.namespace, SILENT)
-        new = None if own is None else wanted(own, around, key.namespace)
+        new = None if own is None else combine(own, around, key.namespace)
         old = self._wanted.get(key)
         if new == old:
             return
@@ -200,6 +200,10 @@ class Bindings:
         out = self._rebound, self._changed
         self._rebound, self._changed = set(), set()
         return out
+
+    def wanted(self, key: Key) -> Wanted | None:
+        """The waypoint that a Service or Pod is to use, there or not."""
+        return self._wanted.get(key)
 
     def of(self, key: Key) -> Attachment:
         """Where a Service or Pod is bound."""

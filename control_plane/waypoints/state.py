@@ -15,12 +15,15 @@ from control_plane.resources import Resource, Snapshot
 from control_plane.translate.pods import MeshConfig
 from control_plane.waypoints import rules
 from control_plane.waypoints.bindings import GatewayKey
+from control_plane.waypoints.deploying import Trouble
+from control_plane.waypoints.guards import Guards
 from control_plane.waypoints.rules import Rules
 from control_plane.waypoints.serving import Serving, Translator, encode
 from control_plane.waypoints.telling import Teller
 from mesh.manifest import Key
-from mesh.model import Workload
+from mesh.model import Authorization, Workload
 from waypoint.config.build import Labels, make_backend, make_bound_workload, make_waypoint
+from waypoint.config.gateways import GatewayRecord
 from waypoint.config.model import Backend, Bound, BoundWorkload
 from waypoint.config.routing import BackendRef
 from waypoint.config.security import Target
@@ -45,11 +48,30 @@ class Waypoints:
         self._uses: dict[GatewayKey, dict[str, frozenset[BackendRef]]] = {}
         self._users: dict[str, set[GatewayKey]] = {}  # who sends to a service
         self._backends: dict[str, tuple[Backend, list[Resource]]] = {}
+        self._guards = Guards(registry, self.rules, config.trust_domain)
         self._teller = Teller(registry, self.rules, self.users)
         self.statuses = self._teller.statuses
 
-    def update(self, changed: Mapping[Key, Object], gone: set[Key]) -> Mapping[str, Snapshot]:
-        """Take in a change; returns all snapshots by "namespace/name" of the Gateway."""
+    @property
+    def gateways(self) -> Mapping[GatewayKey, GatewayRecord]:
+        """All Gateways of a waypoint class."""
+        return self._bindings.gateways
+
+    @property
+    def snapshots(self) -> Mapping[str, Snapshot]:
+        """What each waypoint serves, by "namespace/name"."""
+        return {"/".join(where): s.snapshot for where, s in self._serving.items()}
+
+    def update(
+        self,
+        changed: Mapping[Key, Object],
+        gone: set[Key],
+        troubles: Mapping[GatewayKey, Trouble] | None = None,
+    ) -> Mapping[str, Authorization | None]:
+        """Take in a change; returns policies for the pods of services, by key (see Guards).
+
+        troubles: what stands in the way of Gateways' objects; None: as before.
+        """
         for key in [*changed, *gone]:
             if key.kind in KINDS:
                 self.rules.take(key, changed.get(key))
@@ -74,9 +96,12 @@ class Waypoints:
             self._send(service)
         for where, serving in self._serving.items():
             self._finish(where, serving)
+        if troubles is not None:
+            gateways |= self._teller.take_troubles(troubles)
         concerned = services | used | self._services_of(rebound)
         self._teller.tell(rebound, gateways, concerned, targets, objects)
-        return {"/".join(where): s.snapshot for where, s in self._serving.items()}
+        covered = self._services_of(self._covered((), targets)) | self._services_of(rebound)
+        return self._guards.update(touched | covered)
 
     # ---- waypoints ---------------------------------------------------------------------------
 

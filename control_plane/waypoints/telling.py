@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from control_plane.registry import Registry
 from control_plane.waypoints.bindings import GatewayKey
+from control_plane.waypoints.deploying import Trouble
 from control_plane.waypoints.rules import Rules
 from control_plane.waypoints.statuses import Statuses
 from mesh.manifest import Key
@@ -30,6 +31,12 @@ class Teller:
         self._rules = rules
         self._users = users
         self._classes: set[str] = set()
+        self.troubles: Mapping[GatewayKey, Trouble] = {}
+
+    def take_troubles(self, troubles: Mapping[GatewayKey, Trouble]) -> set[GatewayKey]:
+        """Take what stands in the way of Gateways; returns those of which it is news."""
+        old, self.troubles = self.troubles, troubles
+        return {k for k in {*old, *troubles} if old.get(k) != troubles.get(k)}
 
     def tell(
         self,
@@ -59,7 +66,14 @@ class Teller:
             return
         service = self._registry.service(record.namespace, record.resource_name)
         pods, ready = self._bindings.pods(where)
-        there = Deployed(service.service.hostname if service else "", pods, ready)
+        trouble = self.troubles.get(where, Trouble())
+        there = Deployed(
+            service.service.hostname if service else "",
+            pods,
+            ready,
+            trouble.problem,
+            trouble.parameters,
+        )
         self.statuses.set(key, gateway_status(record, there))
 
     def _tell_classes(self) -> None:

@@ -138,7 +138,7 @@ def test_no_ca_yet_is_unavailable() -> None:
 def test_options_of_a_cluster() -> None:
     """Names and namespaces from the pod; files do not go with it."""
     o = parse_options(["--kubernetes"], {"POD_NAMESPACE": "mesh", "POD_NAME": "cp-1"})
-    assert o.where == ClusterOptions(None, "mesh", "cp-1", None)
+    assert o.where == ClusterOptions(None, "mesh", "cp-1", None, "", "IfNotPresent", ())
     assert o.root_namespace == "mesh"
     assert o.listen in (("::", 15012), ("0.0.0.0", 15012))
     assert o.proxy_accounts == {"mesh/ztunnel"}
