@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from istio_rig import NS, Mesh, hostname
 
+from waypoint.config.pem import NOBODY
 from waypoint.config.traffic import ServiceTraffic, TrafficPolicy
 
 WEB = f"{NS}/{hostname('web')}"
@@ -92,9 +93,9 @@ def test_mutual_tls_from_a_secret() -> None:
 @pytest.mark.parametrize(
     ("secret", "why"),
     [
-        (None, "tls.credentialName: no Secret 'certs' in the rule's namespace"),
+        (None, "tls.credentialName: there is no Secret 'certs'"),
         ({}, "has no tls.crt and tls.key"),
-        ({"tls.crt": CERTIFICATE, "tls.key": OTHER_KEY}, "tls.key does not belong to tls.crt"),
+        ({"tls.crt": CERTIFICATE, "tls.key": OTHER_KEY}, "the key does not belong"),
         ({"tls.crt": b"junk", "tls.key": KEY}, "cannot be read as PEM"),
         ({"tls.crt": CERTIFICATE, "tls.key": b"\xff\xfe"}, "cannot be read as PEM"),
         ({"tls.crt": CERTIFICATE, "tls.key": KEY, "ca.crt": b"junk"}, "ca.crt is not a PEM"),
@@ -104,7 +105,9 @@ def test_a_bad_secret_never_means_plaintext(secret: dict[str, bytes] | None, why
     traffic, message = _with_tls({"mode": "MUTUAL", "credentialName": "certs"}, secret)
     assert traffic.policy.tls is not None
     assert traffic.policy.tls.verify
+    assert traffic.policy.tls.ca == NOBODY
     assert why in message
+    assert "connections fail" in message
 
 
 @pytest.mark.parametrize(
@@ -128,11 +131,12 @@ def test_no_tls_of_its_own(tls: dict[str, object], why: str) -> None:
         ({"mode": "SIMPLE", "credentialName": "../x"}, "must be the name of a Secret"),
         ({"mode": "SIMPLE", "credentialName": "configmap://x"}, "must be the name of a Secret"),
         ({"mode": "MUTUAL"}, "MUTUAL needs a Secret"),
-        ({"mode": "SIMPLE", "caCrl": "/x"}, "revoked certificates are not refused"),
+        ({"mode": "SIMPLE", "caCrl": "/x"}, "revoked certificates would be trusted"),
     ],
 )
 def test_bad_tls_is_named_and_stays_tls(tls: dict[str, object], why: str) -> None:
     got = policy({"tls": tls}).tls
     assert got is not None
     assert got.verify
+    assert got.ca == NOBODY
     assert why in found({"tls": tls})

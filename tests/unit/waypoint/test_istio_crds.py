@@ -12,8 +12,8 @@ import yaml
 from mesh.manifest import Key
 from tests.k8s import crd_routing_cases as cases
 from waypoint.config.istio.destination_rule import read_destination_rule
-from waypoint.config.istio.read import Report
 from waypoint.config.istio.virtual_service import read_virtual_service
+from waypoint.config.reading import Report
 
 CRDS = Path(__file__).parents[3] / "deploy" / "crds"
 KINDS = ("DestinationRule", "VirtualService")
@@ -77,7 +77,7 @@ def _sample(schema: Mapping[str, Any]) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_readers_and_crds_know_the_same_fields(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A field in one and not in the other would be pruned, or be called unknown."""
-    monkeypatch.setattr("waypoint.config.istio.read._MAX_FINDINGS", 10_000)
+    monkeypatch.setattr("waypoint.config.reading._MAX_FINDINGS", 10_000)
     crd = yaml.safe_load((CRDS / f"{kind.lower()}s.yaml").read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     wanted = dict(_fields(schema))

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from istio_rig import NS, Mesh, hostname, one_rule, to
 
-from waypoint.config.istio.read import parse_duration
 from waypoint.config.istio.virtual_service import MAX_RULES
+from waypoint.config.reading import parse_duration
 
 WEB = f"{NS}/{hostname('web')}"
 

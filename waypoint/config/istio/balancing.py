@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from waypoint.config.istio.read import Fields
+from waypoint.config.reading import Fields
 from waypoint.config.traffic import Balancing, ConsistentHash, LocalityBalancing
 
 # Envoy's bounds (config.cluster.v3.Cluster.RingHashLbConfig, MaglevLbConfig).

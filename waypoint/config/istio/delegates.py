@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from mesh.manifest import Key
-from waypoint.config.istio.read import Report
 from waypoint.config.istio.templates import NO_CHANGE, HttpTemplate, Match, VirtualService
+from waypoint.config.reading import Report
 from waypoint.config.routing import PathMatch, RouteMatch, TextMatch
 
 _MAX_PAIRS: Final = 20_000  # of a root's matches with its delegate's, per rule of the root

@@ -15,8 +15,8 @@ from mesh.manifest import Key
 from waypoint.config.istio import hosts
 from waypoint.config.istio.balancing import Balance
 from waypoint.config.istio.policy import Blocks, Policy, read_policy
-from waypoint.config.istio.read import Fields, Report
 from waypoint.config.istio.tls import Data, resolve_tls
+from waypoint.config.reading import Fields, Report
 from waypoint.config.traffic import Pool, ServiceTraffic, Subset, TrafficPolicy
 
 SUBSET_NAME: Final = re.compile(

@@ -10,8 +10,8 @@ import binascii
 from typing import Final
 
 from waypoint.config.istio.http_match import HEADER_NAME, read_text_match
-from waypoint.config.istio.read import Fields
 from waypoint.config.istio.templates import NO_CHANGE
+from waypoint.config.reading import Fields
 from waypoint.config.regex import substitution_fault
 from waypoint.config.routing import (
     Cors,

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from waypoint.config.istio.read import Fields, Report, show
 from waypoint.config.istio.templates import Match
+from waypoint.config.reading import Fields, Report, show
 from waypoint.config.regex import fault
 from waypoint.config.routing import PathMatch, RouteMatch, TextMatch
 

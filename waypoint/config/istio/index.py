@@ -17,12 +17,12 @@ from waypoint.config.istio.destination_rule import (
     compose,
     read_destination_rule,
 )
-from waypoint.config.istio.read import Report
 from waypoint.config.istio.rules import Bindings, bind
 from waypoint.config.istio.status import ServiceState, status_of_rule, status_of_virtual
 from waypoint.config.istio.templates import VirtualService
 from waypoint.config.istio.tls import Data
 from waypoint.config.istio.virtual_service import read_virtual_service
+from waypoint.config.reading import Report
 from waypoint.config.routing import Routes
 from waypoint.config.status import Status
 from waypoint.config.traffic import DEFAULT, ServiceTraffic

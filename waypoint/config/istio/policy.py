@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from waypoint.config.istio.balancing import Balance, read_balance
-from waypoint.config.istio.read import Fields
 from waypoint.config.istio.tls import Tls, read_tls
+from waypoint.config.reading import Fields
 from waypoint.config.traffic import Outliers, Pool, RetryBudget
 
 _U32: Final = (1 << 32) - 1

@@ -9,7 +9,6 @@ from typing import Protocol
 from mesh.manifest import Key
 from mesh.model import Service
 from waypoint.config.istio.delegates import expand
-from waypoint.config.istio.read import Report
 from waypoint.config.istio.templates import (
     ANY,
     Destination,
@@ -21,6 +20,7 @@ from waypoint.config.istio.templates import (
     VirtualService,
 )
 from waypoint.config.istio.virtual_service import MAX_RULES
+from waypoint.config.reading import Report
 from waypoint.config.routing import (
     BackendRef,
     HttpRule,

@@ -15,9 +15,9 @@ from mesh.findings import WAYPOINT_ACCEPTED, Condition
 from mesh.manifest import Key
 from waypoint.config.istio import hosts
 from waypoint.config.istio.destination_rule import DestinationRule
-from waypoint.config.istio.read import Report
 from waypoint.config.istio.rules import Bindings
 from waypoint.config.istio.templates import VirtualService
+from waypoint.config.reading import Report
 from waypoint.config.status import Status
 from waypoint.config.traffic import ServiceTraffic
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mesh.manifest import Key
-from waypoint.config.istio.read import Report
+from waypoint.config.reading import Report
 from waypoint.config.routing import (
     Cors,
     DirectResponse,

@@ -1,6 +1,7 @@
 """tls of a DestinationRule: TLS from the waypoint to the application itself.
 
-Whatever is wrong with it, it stays TLS with a verified peer: nothing here falls back to plaintext.
+Where anything is wrong with it, connections fail: nothing here falls back to plaintext, or trusts
+more than was asked for.
 """
 
 from __future__ import annotations
@@ -9,15 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
-
-from waypoint.config.istio.read import Fields
+from waypoint.config.pem import NOBODY, read_certificates, read_pair
+from waypoint.config.reading import Fields
 from waypoint.config.traffic import BackendTls
 
 _FILES: Final = ("clientCertificate", "privateKey", "caCertificates")
@@ -48,6 +42,7 @@ class Tls:
     sni: str = ""
     subject_names: tuple[str, ...] = ()
     verify: bool = True
+    wrong: str = ""  # why nothing may be trusted by it
 
 
 def read_tls(f: Fields) -> Tls:
@@ -63,13 +58,19 @@ def read_tls(f: Fields) -> Tls:
         f.done()
         return Tls(f.path, "none")
     f.skip(_NO_FILES, *_FILES)
-    f.skip("not supported: revoked certificates are not refused", "caCrl")
+    f.skip("not supported, and without it revoked certificates would be trusted", "caCrl")
     credential = f.text("credentialName").removeprefix(_PREFIX)
-    if "://" in credential or "/" in credential:
-        f.bad("credentialName", "must be the name of a Secret in the rule's own namespace")
+    wrong = ""
+    if "/" in credential:
+        wrong = "must be the name of a Secret in the rule's own namespace"
         credential = ""
-    if mode == "MUTUAL" and not credential:
-        f.bad("credentialName", "MUTUAL needs a Secret with tls.crt, tls.key and ca.crt")
+    elif mode == "MUTUAL" and not credential:
+        wrong = "MUTUAL needs a Secret with tls.crt, tls.key and ca.crt"
+    if wrong:
+        f.bad("credentialName", f"{wrong}: connections fail")
+    elif not mode or any(f.has(name) for name in (*_FILES, "caCrl")):
+        wrong = "the block cannot be done as it is written"
+        f.report.bad(f.path, f"{wrong}: connections fail")
     found = Tls(
         path=f.path,
         mode="mutual" if mode == "MUTUAL" else "simple",
@@ -77,6 +78,7 @@ def read_tls(f: Fields) -> Tls:
         sni=f.text("sni"),
         subject_names=f.texts("subjectAltNames"),
         verify=f.boolean("insecureSkipVerify") is not True,
+        wrong=wrong,
     )
     f.done()
     return found
@@ -86,65 +88,41 @@ def _first(data: Data, names: tuple[str, ...]) -> bytes:
     return next((data[name] for name in names if data.get(name)), b"")
 
 
-def _authorities(data: Data) -> tuple[str, str]:
-    """Return the CA certificates of a Secret as text, or why they cannot be used."""
-    raw = _first(data, _CA_KEYS)
-    if not raw:
-        return "", ""
-    try:
-        return _text(raw, x509.load_pem_x509_certificates(raw)), ""
-    except (ValueError, UnsupportedAlgorithm):
-        return "", "ca.crt is not a PEM certificate"
-
-
-def _text(raw: bytes, certificates: list[x509.Certificate]) -> str:
-    """Only the certificates: what stands around them is none of Envoy's business."""
-    return "".join(c.public_bytes(Encoding.PEM).decode() for c in certificates)
-
-
 def _pair(data: Data) -> tuple[str, str, str]:
     """Return certificate chain and key of a Secret as text, or why they cannot be used."""
     raw, raw_key = _first(data, _CERTIFICATE_KEYS), _first(data, _PRIVATE_KEYS)
     if not raw or not raw_key:
-        return "", "", "has no tls.crt and tls.key"
-    try:
-        chain = x509.load_pem_x509_certificates(raw)
-        key = load_pem_private_key(raw_key, None)
-        same = key.public_key().public_bytes(
-            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-        ) == chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        text = raw_key.decode("ascii")
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return "", "", "tls.crt or tls.key cannot be read as PEM"
-    if not same:
-        return "", "", "tls.key does not belong to tls.crt"
-    return _text(raw, chain), text, ""
+        return "", "", "it has no tls.crt and tls.key"
+    return read_pair(raw, raw_key)
 
 
 def resolve_tls(tls: Tls, secret: Data | None) -> tuple[BackendTls | None, str]:
     """Fill in the Secret of a tls block; returns the settings and what is wrong with them.
 
-    Without a usable client certificate none is shown (the backend refuses it, if it needs one);
-    without a usable CA the system's roots count.
+    Where anything is wrong, no backend is trusted: connections fail.
     """
     if tls.mode == "none":
         return None, ""
-    why = ""
+    why = tls.wrong
     authorities = certificate = key = ""
     if tls.credential and secret is None:
-        why = f"no Secret {tls.credential!r} in the rule's namespace"
+        why = why or f"there is no Secret {tls.credential!r} in the rule's namespace"
     elif secret is not None:
-        authorities, why = _authorities(secret)
+        raw = _first(secret, _CA_KEYS)
+        authorities = read_certificates(raw)
+        if raw and not authorities:
+            why = why or "its ca.crt is not a PEM certificate"
         if tls.mode == "mutual":
-            certificate, key, more = _pair(secret)
-            why = why or (f"the Secret {more}" if more.startswith("has") else more)
+            certificate, key, wrong = _pair(secret)
+            why = why or wrong
     settings = BackendTls(
         mode="mutual" if certificate else "simple",
         sni=tls.sni,
         subject_names=tls.subject_names,
-        ca=authorities,
+        ca=NOBODY if why else authorities,
         certificate=certificate,
         secret=key,
-        verify=tls.verify,
+        verify=tls.verify or bool(why),
     )
-    return settings, f"{tls.path}.credentialName: {why}" if why else ""
+    said = why and not tls.wrong
+    return settings, f"{tls.path}.credentialName: {why}: connections fail" if said else ""

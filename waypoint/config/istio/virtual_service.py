@@ -25,7 +25,6 @@ from waypoint.config.istio.http_action import (
     read_rewrite,
 )
 from waypoint.config.istio.http_match import is_for_mesh, read_matches, read_source
-from waypoint.config.istio.read import Fields, Report
 from waypoint.config.istio.templates import (
     NO_CHANGE,
     Destination,
@@ -35,6 +34,7 @@ from waypoint.config.istio.templates import (
     TcpTemplate,
     VirtualService,
 )
+from waypoint.config.reading import Fields, Report
 
 MAX_RULES: Final = 10_000  # of one object, and of one port; Envoy tries them one by one
 _MAX_TARGETS: Final = 256  # of one rule
