@@ -97,7 +97,7 @@ def _state(key: str, source: str, own: bool = True) -> Proto:
         "shared_with_upstream": "ONCE",
     }
     if own:
-        out |= {"factory_key": "envoy.string", "read_only": True, "skip_if_empty": True}
+        out |= {"factory_key": "envoy.string", "skip_if_empty": True}
     return out
 
 
