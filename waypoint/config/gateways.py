@@ -276,19 +276,24 @@ def _texts(value: Any) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """What is there of a Gateway's objects. `problem`: what stands in the way, "" if nothing."""
+    """What is there of a Gateway's objects.
+
+    `problem` stands in the way of making them, `parameters` is what is wrong with its ConfigMap;
+    "" is nothing.
+    """
 
     hostname: str = ""  # of its Service, once that exists
     pods: int = 0
     ready: int = 0
     problem: str = ""
+    parameters: str = ""
 
 
 def gateway_status(
     gateway: GatewayRecord, deployed: Deployed, attached: Mapping[str, int] | None = None
 ) -> Status:
     """Say what became of a Gateway; `attached`: routes by listener."""
-    accepted, programmed = _accepted(gateway), _programmed(gateway, deployed)
+    accepted, programmed = _accepted(gateway, deployed), _programmed(gateway, deployed)
     addresses = [{"type": "Hostname", "value": deployed.hostname}] if deployed.hostname else []
     listeners = [
         _listener_status(li, programmed, (attached or {}).get(li.name, 0))
@@ -297,7 +302,10 @@ def gateway_status(
     return Status((accepted, programmed), fields={"addresses": addresses, "listeners": listeners})
 
 
-def _accepted(gateway: GatewayRecord) -> Condition:
+def _accepted(gateway: GatewayRecord, deployed: Deployed) -> Condition:
+    if deployed.parameters:
+        text = f"{deployed.parameters}; what was made before stays as it is"
+        return Condition("Accepted", False, "InvalidParameters", text)
     if gateway.wrong:
         text = "; ".join(message for _, message in gateway.wrong)
         return Condition("Accepted", False, gateway.wrong[0][0], text)
