@@ -191,16 +191,16 @@ def main_internal(pieces: Iterable[Chains]) -> Proto:
         listener["filter_chains"] = chains
         listener["filter_chain_matcher"] = {"matcher_tree": _by_address(ranges)}
     else:  # Envoy takes no listener without a chain
-        closed = {"name": "nothing", "filter_chain_match": {"address_suffix": ""}}
-        listener["filter_chains"] = [{**closed, "filters": [_NOTHING]}]
+        listener["filter_chains"] = [{"name": "nothing", "filters": [_NOTHING]}]
     return listener
 
 
+# To a cluster that does not exist: closed at once.
 _NOTHING: Final = extension(
-    "envoy.filters.network.rbac",
-    "filters.network.rbac.v3.RBAC",
+    "envoy.filters.network.tcp_proxy",
+    "filters.network.tcp_proxy.v3.TcpProxy",
     stat_prefix="nothing",
-    rules={"action": "ALLOW", "policies": {}},
+    cluster="nothing",
 )
 
 
