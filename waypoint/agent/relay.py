@@ -6,9 +6,9 @@ control plane is told of differences alone. Three things must not be lost on the
 
 - A response that Envoy has not answered stays pending. It is given again to the next Envoy; one
   that Envoy died of _MOST_TRIES times is refused in Envoy's name, and the last good state goes on.
-- A refused response may have been taken in part: what the next Envoy is given is older then than
-  what the control plane believes. So the next Envoy gets a new stream, on which the versions that
-  it really has are said.
+- A refused response may have been taken in part. Its names are doubtful: on another stream their
+  versions are not claimed. What the next Envoy is given is older than what the control plane
+  believes, so it gets a new stream, on which the versions that it really has are said.
 - A name that was asked for and is not kept is asked for again: the control plane answers every
   explicit subscription.
 
@@ -39,6 +39,7 @@ _ORDER: Final = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
 CACHE_LIMIT: Final = 128 << 20
 _MOST_TRIES: Final = 3
 _ERROR_TEXT: Final = 4000
+_UNKNOWN: Final = "unknown"  # a version that no resource has
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class _Type:
     begun: bool = False  # on this stream of Envoy
     # Asked for while a response with them was under way to Envoy, which may have passed over them.
     owed: set[str] = field(default_factory=set)
+    # In responses that Envoy has refused: it may have taken them all the same.
+    doubtful: set[str] = field(default_factory=set)
 
     def under_way(self) -> set[str]:
         """Name what responses that Envoy has not answered speak of."""
@@ -136,6 +139,8 @@ class Relay:
         elif self._uncertain:
             self._uncertain = False
             out.append(Redial())
+        for t in self._types.values():
+            t.doubtful.clear()
         return out
 
     def envoy_connected(self) -> None:
@@ -155,6 +160,7 @@ class Relay:
     def forget(self) -> list[Out]:
         """Drop what is kept, and have the control plane say everything anew."""
         for t in self._types.values():
+            t.doubtful.update(t.kept)
             t.kept.clear()
             t.pending.clear()
             t.complete = False
@@ -191,6 +197,7 @@ class Relay:
         if not request.error:
             self._keep(request.type_url, t, p.response)
             return replace(silent, nonce=p.nonce) if self._current(p) else silent
+        t.doubtful.update(r.name for r in p.response.resources)
         if p.stream:
             refused = self._refuse(request.type_url, p, request.error)
             return next((o.request for o in refused if isinstance(o, ToPlane)), silent)
@@ -214,6 +221,7 @@ class Relay:
             self._drop(t, name)
         for resource in response.resources:
             self._drop(t, resource.name)
+            t.doubtful.discard(resource.name)
             if not t.wildcard and resource.name not in t.names:
                 continue  # given up meanwhile
             self.size += len(resource.payload)
@@ -332,4 +340,13 @@ def _first(url: str, t: _Type) -> Request:
     names = tuple(t.names)
     if t.wildcard and names:
         names = ("*", *names)
-    return Request(url, names, initial_versions={n: r.version for n, r in t.kept.items()})
+    versions = {n: r.version for n, r in t.kept.items()}
+    # Envoy may have these, or be about to take them: they are sent again, or removed if they are
+    # gone by now.
+    for name in t.doubtful:
+        if t.wildcard or name in t.names:
+            versions[name] = _UNKNOWN
+    for name in t.under_way():
+        if t.wildcard or name in t.names:
+            versions.setdefault(name, _UNKNOWN)
+    return Request(url, names, initial_versions=versions)
