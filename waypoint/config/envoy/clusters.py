@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from mesh.model import Locality, Port
 from waypoint.config.envoy.names import (
@@ -17,17 +17,11 @@ from waypoint.config.envoy.names import (
     workload_name,
 )
 from waypoint.config.envoy.policies import cluster_fields
-from waypoint.config.envoy.tunnels import internal_upstream
 from waypoint.config.model import Backend, BoundWorkload, Endpoint
 from waypoint.config.routing import BackendRef
 from waypoint.config.traffic import Subset, TrafficPolicy
 
 Proto = dict[str, Any]
-
-_H2_ONLY: Final = frozenset({2, 3})  # istio.workload.AppProtocol: HTTP2, GRPC
-_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-_TRANSPORT: Final = internal_upstream(ORIGINAL_DST, TUNNEL)
-_CONNECT_TIMEOUT: Final = "10s"  # as ztunnel
 
 
 def backend_dicts(backend: Backend) -> Iterator[tuple[str, str, Proto]]:
@@ -61,24 +55,12 @@ def _has(endpoint: Endpoint, subset: Subset) -> bool:
 
 def cluster(name: str, protocol: int, policy: TrafficPolicy) -> Proto:
     """envoy.config.cluster.v3.Cluster whose endpoints come over EDS."""
-    if protocol in _H2_ONLY:
-        versions: Proto = {"explicit_http_config": {"http2_protocol_options": {}}}
-    else:  # what the caller speaks
-        both: Proto = {"http_protocol_options": {}, "http2_protocol_options": {}}
-        versions = {"use_downstream_protocol_config": both}
-    out: Proto = {
+    return {
         "name": name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": {"resource_api_version": "V3", "ads": {}}},
-        "connect_timeout": _CONNECT_TIMEOUT,
-        # Endpoints that are not ready are never sent to, however few others are left.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "transport_socket": _TRANSPORT,
-        "typed_extension_protocol_options": {
-            _OPTIONS: {"@type": f"type.googleapis.com/{_OPTIONS}", **versions}
-        },
+        **cluster_fields(policy, protocol),
     }
-    return out | cluster_fields(policy)
 
 
 def assignment(name: str, endpoints: Iterable[Endpoint]) -> Proto:

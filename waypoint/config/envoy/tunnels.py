@@ -53,15 +53,24 @@ def extension(name: str, path: str, **fields: Any) -> Proto:
     return {"name": name, "typed_config": {"@type": f"{_T}.{path}", **fields}}
 
 
-def internal_upstream(*metadata: str) -> Proto:
-    """Transport to an internal listener that carries endpoint metadata and filter state along."""
+_RAW: Final = {
+    "name": "envoy.transport_sockets.raw_buffer",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
+    },
+}
+
+
+def internal_upstream(*metadata: str, inner: Proto = _RAW) -> Proto:
+    """Transport to an internal listener that carries endpoint metadata and filter state along.
+
+    `inner` is what the bytes are put in before.
+    """
     return extension(
         "envoy.transport_sockets.internal_upstream",
         "transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
         passthrough_metadata=[{"kind": {"host": {}}, "name": name} for name in metadata],
-        transport_socket=extension(
-            "envoy.transport_sockets.raw_buffer", "transport_sockets.raw_buffer.v3.RawBuffer"
-        ),
+        transport_socket=inner,
     )
 
 
