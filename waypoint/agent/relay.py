@@ -219,6 +219,7 @@ class Relay:
     def _keep(self, url: str, t: _Type, response: Response) -> None:
         for name in response.removed:
             self._drop(t, name)
+            t.doubtful.discard(name)
         for resource in response.resources:
             self._drop(t, resource.name)
             t.doubtful.discard(resource.name)

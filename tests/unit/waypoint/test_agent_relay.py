@@ -178,6 +178,22 @@ def test_after_a_refusal_the_next_envoy_says_what_it_has() -> None:
     assert first == Request(CLUSTER, initial_versions={"a": resource(CLUSTER, "a").version})
 
 
+def test_names_in_a_refused_response_are_doubtful() -> None:
+    """Envoy may have taken them: on another stream no version of theirs is claimed."""
+    r = with_cluster()
+    newer = (resource(CLUSTER, "a", "2"), resource(CLUSTER, "b"))
+    (bad,) = to_envoy(r.response(response(CLUSTER, "n2", *newer)))
+    r.request(Request(CLUSTER, nonce=bad.nonce, error="no"))
+    r.plane_gone()
+    (first,) = to_plane(r.plane_connected())
+    assert first.initial_versions == {"a": "unknown", "b": "unknown"}
+    (good,) = to_envoy(r.response(response(CLUSTER, "n3", newer[0], removed=("b",))))
+    r.request(Request(CLUSTER, nonce=good.nonce))
+    r.plane_gone()
+    (first,) = to_plane(r.plane_connected())
+    assert first.initial_versions == {"a": newer[0].version}
+
+
 def test_name_asked_for_during_an_update_of_it_comes_after() -> None:
     """Never the older one after the newer: what is kept follows once Envoy has answered."""
     r = connected()
