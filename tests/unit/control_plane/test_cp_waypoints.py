@@ -1,0 +1,318 @@
+"""Waypoints follow their objects, and a change makes anew no more than it touches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cp_support import pod, policy, service
+from wp_world import World, gateway, namespace
+
+from mesh.model import Workload
+
+BOUND = "istio.io/WaypointBound"
+AMBIENT = {"dataplane_mode": "ambient", "use_waypoint": "wp"}
+
+
+def wp_pod(name: str = "wp-1", ip: str = "10.244.1.99", ready: bool = True) -> dict[str, Any]:
+    found = pod(
+        name,
+        account="wp",
+        ip=ip,
+        labels={"gateway.networking.k8s.io/gateway-name": "wp"},
+        enrolled=False,
+    )
+    found["status"]["conditions"][0]["status"] = str(ready)
+    return found
+
+
+def wp_service() -> dict[str, Any]:
+    labels = {"gateway.networking.k8s.io/gateway-name": "wp"}
+    found = service("wp", "10.96.0.99", labels)
+    return {**found, "metadata": {**found["metadata"], "labels": labels}}
+
+
+def shop(*more: dict[str, Any]) -> World:
+    """Two services of a pod each, bound to a waypoint by their namespace."""
+    return World(
+        namespace(**AMBIENT),
+        gateway(),
+        wp_pod(),
+        wp_service(),
+        service("cart", "10.96.0.7", {"app": "cart"}),
+        service("pay", "10.96.0.8", {"app": "pay"}),
+        pod("cart-1", ip="10.244.1.5", labels={"app": "cart"}),
+        pod("pay-1", ip="10.244.1.6", labels={"app": "pay"}),
+        *more,
+    )
+
+
+CART = "outbound|80||cart.shop.svc.cluster.local"
+PAY = "outbound|80||pay.shop.svc.cluster.local"
+CART_ROUTES = "inbound-vip|80|http|cart.shop.svc.cluster.local"
+
+
+def endpoints(w: World, cluster: str) -> list[str]:
+    found = w.resource("eds", cluster).get("endpoints", [])
+    return [str(e) for group in found for e in group["lb_endpoints"]]
+
+
+def test_a_waypoint_serves_what_is_bound_to_it() -> None:
+    w = shop()
+    assert {CART, PAY} <= w.names("cds")
+    assert {CART, PAY} == w.names("eds")
+    assert CART_ROUTES in w.names("rds")
+    assert {"main_internal", "connect_terminate", "connect_originate"} == w.names("lds")
+    assert "10.96.0.7" in str(w.resource("lds", "main_internal"))
+    assert "10.96.0.99" not in str(w.resource("lds", "main_internal"))
+    (only,) = endpoints(w, CART)
+    assert "spiffe://cluster.local/ns/shop/sa/default" in only
+    found = w.address("shop/cart.shop.svc.cluster.local")
+    assert found.waypoint is not None
+    assert found.waypoint.hostname == "wp.shop.svc.cluster.local"
+    assert w.condition("Service", "cart", BOUND) == (True, "WaypointAccepted")
+    assert w.condition("Gateway", "wp", "Programmed") == (True, "Programmed")
+
+
+def test_a_pod_that_comes_changes_endpoints_only() -> None:
+    w = shop()
+    before = w.snapshot()
+    w.translator.drain()
+    w.apply(pod("cart-2", ip="10.244.1.7", labels={"app": "cart"}))
+    assert w.changed(before) == {"eds": {CART}}
+    assert len(endpoints(w, CART)) == 2
+    assert w.translator.drain() == ["backend"]
+
+
+def test_what_touches_nothing_makes_nothing() -> None:
+    """Other namespaces' services and pods; the same objects again."""
+    w = shop()
+    before = w.snapshot()
+    w.translator.drain()
+    w.apply(
+        namespace("other", dataplane_mode="ambient"),
+        service("x", "10.96.1.1", {"app": "x"}, namespace="other"),
+        pod("x-1", namespace="other", ip="10.244.1.50", labels={"app": "x"}),
+        service("cart", "10.96.0.7", {"app": "cart"}),
+    )
+    assert w.snapshot() is before
+    assert w.translator.drain() == []
+
+
+def test_a_service_that_comes_and_goes() -> None:
+    w = shop()
+    before = w.snapshot()
+    w.translator.drain()
+    new = service("new", "10.96.0.9", {"app": "cart"})
+    w.apply(new)
+    name = "outbound|80||new.shop.svc.cluster.local"
+    assert w.changed(before) == {
+        "cds": {name},
+        "eds": {name},
+        "lds": {"main_internal"},
+        "rds": {"inbound-vip|80|http|new.shop.svc.cluster.local"},
+    }
+    assert w.translator.drain() == ["backend", "bound", "listener"]
+    w.delete(new)
+    assert w.changed(before) == {}
+    assert w.condition("Service", "new", BOUND) is None
+
+
+def test_labels_move_a_service_between_waypoints() -> None:
+    """And off all of them."""
+    w = shop(gateway("wp2"))
+    cart = service("cart", "10.96.0.7", {"app": "cart"})
+    cart["metadata"]["labels"] = {"istio.io/use-waypoint": "wp2"}
+    w.apply(cart)
+    assert CART not in w.names("cds")
+    assert CART in w.names("cds", "shop/wp2")
+    assert w.condition("Service", "cart", BOUND) == (False, "WaypointIsNotReady")
+    cart["metadata"]["labels"] = {"istio.io/use-waypoint": "none"}
+    w.apply({**cart, "metadata": {**cart["metadata"], "generation": 3}})
+    assert CART not in w.names("cds", "shop/wp2")
+    assert w.address("shop/cart.shop.svc.cluster.local").waypoint is None
+    assert w.condition("Service", "cart", BOUND) is None
+
+
+def test_the_namespaces_label_binds_all_at_once() -> None:
+    w = shop()
+    w.apply(namespace(dataplane_mode="ambient"))
+    assert w.names("eds") == set()
+    assert w.address("shop/cart.shop.svc.cluster.local").waypoint is None
+    w.apply(namespace(**AMBIENT))
+    assert w.names("eds") == {CART, PAY}
+
+
+def test_a_deleted_gateway_refuses() -> None:
+    """Services still name it: an address that nobody has."""
+    w = shop()
+    w.delete(gateway())
+    assert w.waypoints.snapshots == {}
+    found = w.address("shop/cart.shop.svc.cluster.local")
+    assert found.waypoint is not None
+    assert w.condition("Service", "cart", BOUND) == (False, "WaypointIsNotReady")
+    assert w.condition("Gateway", "wp", "Accepted") is None
+    w.apply(gateway())
+    assert w.names("eds") == {CART, PAY}
+    assert w.condition("Service", "cart", BOUND) == (True, "WaypointAccepted")
+
+
+def test_readiness_comes_and_goes() -> None:
+    """It is a matter of status: what the waypoint serves does not change."""
+    w = shop()
+    before = w.snapshot()
+    w.apply(wp_pod(ready=False))
+    assert w.condition("Service", "cart", BOUND) == (False, "WaypointIsNotReady")
+    assert w.condition("Gateway", "wp", "Programmed") == (False, "Pending")
+    assert w.snapshot() is before
+    w.apply(wp_pod("wp-2", ip="10.244.1.98"))
+    assert w.condition("Service", "cart", BOUND) == (True, "WaypointAccepted")
+
+
+def rule(host: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": host, "namespace": "shop"},
+        "spec": {"host": host, **spec},
+    }
+
+
+def test_a_destination_rule_changes_its_cluster_only() -> None:
+    w = shop()
+    before = w.snapshot()
+    w.translator.drain()
+    w.apply(
+        rule("cart", trafficPolicy={"connectionPool": {"http": {"http1MaxPendingRequests": 3}}})
+    )
+    assert CART in w.changed(before)["cds"]
+    assert PAY not in w.changed(before)["cds"]
+    assert w.condition("DestinationRule", "cart", "WaypointAccepted") == (True, "Accepted")
+    w.delete(rule("cart"))
+    assert w.changed(before) == {}
+
+
+def virtual(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "metadata": {"name": "cart", "namespace": "shop"},
+        "spec": {"hosts": ["cart"], **spec},
+    }
+
+
+def to(host: str, subset: str = "", weight: int = 100) -> dict[str, Any]:
+    destination = {"host": host, **({"subset": subset} if subset else {})}
+    return {"destination": destination, "weight": weight}
+
+
+def test_routes_bring_what_they_send_to() -> None:
+    """A service of another namespace, and a subset; both go with the route."""
+    w = shop(
+        namespace("far", dataplane_mode="ambient"),
+        service("bank", "10.96.2.1", {"app": "bank"}, namespace="far"),
+        pod("bank-1", namespace="far", ip="10.244.1.60", labels={"app": "bank"}),
+        pod("cart-2", ip="10.244.1.7", labels={"app": "cart", "version": "v2"}),
+        rule("cart", subsets=[{"name": "v2", "labels": {"version": "v2"}}]),
+    )
+    before = w.snapshot()
+    split = virtual(
+        http=[{"route": [to("cart", "v2", 50), to("bank.far.svc.cluster.local", "", 50)]}]
+    )
+    w.apply(split)
+    bank, subset = (
+        "outbound|80||bank.far.svc.cluster.local",
+        "outbound|80|v2|cart.shop.svc.cluster.local",
+    )
+    changed = w.changed(before)
+    assert changed["cds"] == changed["eds"] == {bank, subset}
+    assert changed["rds"] == {CART_ROUTES}
+    assert "lds" not in changed
+    (only,) = endpoints(w, subset)
+    assert "10.244.1.7" in only
+    # Its endpoints follow, though it is bound to nothing.
+    w.apply(pod("bank-2", namespace="far", ip="10.244.1.61", labels={"app": "bank"}))
+    assert len(endpoints(w, bank)) == 2
+    w.delete(split)
+    assert bank not in w.names("cds")
+    assert subset not in w.names("cds")
+
+
+def test_pods_that_a_policy_at_the_waypoint_protects_refuse_others() -> None:
+    """The policy is attached to the service's pods, names the waypoint, and goes with its cause."""
+    w = shop()
+    deny = policy(
+        "no-writes",
+        targetRefs=[{"kind": "Service", "group": "", "name": "cart"}],
+        action="DENY",
+        rules=[{"to": [{"operation": {"methods": ["POST"]}}]}],
+    )
+    w.apply(deny)
+    name = "shop/waypoint_only_cart"
+    assert name in w.policies()
+    guarded, free = (
+        w.address("Kubernetes//Pod/shop/cart-1"),
+        w.address("Kubernetes//Pod/shop/pay-1"),
+    )
+    assert isinstance(guarded, Workload)
+    assert isinstance(free, Workload)
+    assert guarded.authorization_policies == (name,)
+    assert free.authorization_policies == ()
+    assert "ns/shop/sa/wp" in str(w.policies()[name])
+    assert w.condition("AuthorizationPolicy", "no-writes", "WaypointAccepted") == (True, "Accepted")
+    # A pod that joins is guarded from its first moment.
+    w.apply(pod("cart-2", ip="10.244.1.7", labels={"app": "cart"}))
+    joined = w.address("Kubernetes//Pod/shop/cart-2")
+    assert isinstance(joined, Workload)
+    assert joined.authorization_policies == (name,)
+    # Without the waypoint they stay closed, now to everybody.
+    w.delete(gateway())
+    assert "ns/shop/sa/wp" not in str(w.policies()[name])
+    w.apply(gateway())
+    w.delete(deny)
+    assert w.policies() == {}
+    guarded = w.address("Kubernetes//Pod/shop/cart-1")
+    assert isinstance(guarded, Workload)
+    assert guarded.authorization_policies == ()
+
+
+def test_a_policy_of_the_gateway_covers_all_that_passes_it() -> None:
+    w = shop()
+    before = w.snapshot()
+    w.apply(
+        policy(
+            "all",
+            targetRefs=[{"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "wp"}],
+            rules=[{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/x"]}}]}],
+        )
+    )
+    assert CART_ROUTES in w.changed(before)["rds"]
+    assert set(w.policies()) == {"shop/waypoint_only_cart", "shop/waypoint_only_pay"}
+
+
+def test_an_object_that_cannot_be_translated_takes_nothing_from_others(
+    caplog: Any, monkeypatch: Any
+) -> None:
+    """A defect of the translation: that service stays as it was, and the rest goes on."""
+    w = shop()
+    before = w.snapshot()
+    real = w.translator.__getattr__
+
+    def broken(name: str) -> Any:
+        call = real(name)
+
+        def maybe(*args: Any) -> Any:
+            if name == "bound_resources" and args[1].service.name == "cart":
+                raise ValueError("a defect")
+            return call(*args)
+
+        return maybe
+
+    monkeypatch.setattr(type(w.translator), "__getattr__", lambda self, name: broken(name))
+    w.apply(
+        virtual(http=[{"route": [to("pay")]}]),
+        service("new", "10.96.0.9", {"app": "cart"}),
+    )
+    changed = w.changed(before)
+    assert CART_ROUTES not in changed["rds"]
+    assert "outbound|80||new.shop.svc.cluster.local" in changed["cds"]
+    assert "Service shop/cart: cannot be translated" in caplog.text

@@ -1,0 +1,145 @@
+"""A control plane's waypoints without sockets: objects in, snapshots and statuses out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from control_plane.registry import Registry
+from control_plane.resources import (
+    CLUSTER_TYPE,
+    ENDPOINTS_TYPE,
+    LISTENER_TYPE,
+    ROUTES_TYPE,
+    Resource,
+    Snapshot,
+)
+from control_plane.translate.pods import MeshConfig
+from control_plane.waypoints.state import Waypoints
+from mesh.manifest import CLUSTER_SCOPED, Key
+from mesh.model import Authorization, Service, Workload
+from mesh.model.convert import (
+    ADDRESS_TYPE,
+    AUTHORIZATION_TYPE,
+    address_untrusted,
+    authorization_untrusted,
+)
+from waypoint.config.envoy import translate
+from waypoint.config.envoy.pack import unpack
+from waypoint.config.status import Status
+
+SHORT = {"cds": CLUSTER_TYPE, "eds": ENDPOINTS_TYPE, "lds": LISTENER_TYPE, "rds": ROUTES_TYPE}
+CONFIG = MeshConfig("istio-system", "cluster.local", "Kubernetes", "cluster.local")
+
+
+def key_of(obj: dict[str, Any]) -> Key:
+    meta = obj["metadata"]
+    namespace = "" if obj["kind"] in CLUSTER_SCOPED else meta.get("namespace", "default")
+    return Key(obj["kind"], namespace, meta["name"])
+
+
+def gateway(name: str = "wp", ns: str = "shop", **spec: Any) -> dict[str, Any]:
+    listener = {"name": "mesh", "port": 15008, "protocol": "HBONE"}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": name, "namespace": ns, "uid": f"uid-{name}", "labels": {}},
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [listener], **spec},
+    }
+
+
+def namespace(name: str = "shop", **labels: str) -> dict[str, Any]:
+    spelled = {f"istio.io/{k.replace('_', '-')}": v for k, v in labels.items()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": name, "labels": spelled},
+    }
+
+
+class Counting:
+    """The real translation, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any) -> Any:
+            self.calls.append(name.removesuffix("_resources"))
+            return getattr(translate, name)(*args)
+
+        return call
+
+    def drain(self) -> list[str]:
+        calls, self.calls = sorted(self.calls), []
+        return calls
+
+
+class World:
+    """Takes objects as the engine does."""
+
+    def __init__(self, *objects: dict[str, Any]) -> None:
+        self.registry = Registry(CONFIG)
+        self.translator = Counting()
+        self.waypoints = Waypoints(CONFIG, self.registry, self.translator)
+        self.statuses: dict[Key, Status] = {}
+        self.apply(*objects)
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self._update({key_of(o): o for o in objects}, set())
+
+    def delete(self, *objects: dict[str, Any]) -> None:
+        self._update({}, {key_of(o) for o in objects})
+
+    def _update(self, changed: dict[Key, Any], gone: set[Key]) -> None:
+        self.registry.update(changed, gone)
+        guards = self.waypoints.update(changed, gone)
+        if guards:
+            self.registry.guard(guards)
+        for key, status in self.waypoints.statuses.drain().items():
+            if status is None:
+                self.statuses.pop(key, None)
+            else:
+                self.statuses[key] = status
+
+    # ---- looking ---------------------------------------------------------------------------
+
+    def snapshot(self, name: str = "shop/wp") -> Snapshot:
+        return self.waypoints.snapshots[name]
+
+    def names(self, short: str, name: str = "shop/wp") -> set[str]:
+        return set(self.snapshot(name).of(SHORT[short]))
+
+    def resource(self, short: str, resource: str, name: str = "shop/wp") -> dict[str, Any]:
+        """A resource as proto-JSON."""
+        found = self.snapshot(name).of(SHORT[short])[resource]
+        return unpack(found.type_url, found.payload)
+
+    def changed(self, before: Snapshot, name: str = "shop/wp") -> dict[str, set[str]]:
+        """What differs between then and now, by short type."""
+        out = {}
+        for short, url in SHORT.items():
+            old: dict[str, Resource] = dict(before.of(url))
+            new = dict(self.snapshot(name).of(url))
+            differs = {
+                n
+                for n in old.keys() | new.keys()
+                if (old.get(n) and old[n].version) != (new.get(n) and new[n].version)
+            }
+            if differs:
+                out[short] = differs
+        return out
+
+    def address(self, name: str) -> Workload | Service:
+        return address_untrusted(self.registry.snapshot.of(ADDRESS_TYPE)[name].payload)
+
+    def policies(self) -> dict[str, Authorization]:
+        found = self.registry.snapshot.of(AUTHORIZATION_TYPE)
+        return {n: authorization_untrusted(r.payload) for n, r in found.items()}
+
+    def condition(
+        self, kind: str, name: str, type_: str, ns: str = "shop"
+    ) -> tuple[bool, str] | None:
+        """(status, reason) of a condition, None if there is none."""
+        status = self.statuses.get(Key(kind, ns, name))
+        found = [c for c in status.conditions if c.type == type_] if status else []
+        return (found[0].status, found[0].reason) if found else None
