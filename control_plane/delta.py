@@ -7,6 +7,8 @@ Rule 2: types are sent in an order (TypeSet). While an earlier type has somethin
 wait, those that build on it wait too: a workload never overtakes the policies it names, a route
 never its cluster.
 Rule 3: a NACK counts as an answer. What was refused is sent again when it changes, not before.
+Where several resources were in it and its text names none of them, each is sent once more alone:
+what is good must arrive, and which one is bad must be known.
 Rule 4: every first request of a type and every explicit subscription gets a response, if need be
 an empty one: clients wait for it. What the client has already is not repeated.
 
@@ -23,6 +25,7 @@ is kept up to date. Names that nothing answers to are reported as removed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -86,11 +89,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """The client refused a response: these names were in it."""
+    """The client refused these resources."""
 
     type_url: str
-    names: tuple[str, ...]
+    resources: tuple[Resource, ...]
     error: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What was refused."""
+        return tuple(r.name for r in self.resources)
 
 
 @dataclass(slots=True)
@@ -101,7 +109,8 @@ class _Watch:
     names: set[str] = field(default_factory=set)  # explicit subscriptions, as asked
     sent: dict[str, str] = field(default_factory=dict)  # resource name: version the client has
     waiting: str = ""  # nonce of the response not yet answered
-    last: tuple[str, ...] = ()  # names in it
+    last: tuple[Resource, ...] = ()  # what is in it
+    alone: list[str] = field(default_factory=list)  # names to send again, one at a time
     # What the next response must contain besides changes.
     owed: bool = False
     repeat: set[str] = field(default_factory=set)  # names to answer even if unchanged
@@ -116,7 +125,9 @@ class DeltaConnection:
         self._served = served
         self._watches: dict[str, _Watch] = {}
         self._nonce = 0
-        self.nacks: list[Nack] = []  # drained by the caller
+        # Drained by the caller.
+        self.nacks: list[Nack] = []
+        self.accepted: list[Resource] = []
 
     @property
     def subscriptions(self) -> dict[str, dict[str, object]]:
@@ -163,7 +174,7 @@ class DeltaConnection:
                 continue
             if watch.waiting:
                 # Rule 2; what is held comes again with the answer.
-                news = watch.owed or watch.seen != snapshot.version
+                news = watch.owed or watch.alone or watch.seen != snapshot.version
                 if news or type_url in self._served.answered:
                     held.add(type_url)
             elif held.isdisjoint(self._served.after.get(type_url, ())):
@@ -180,14 +191,27 @@ class DeltaConnection:
         """Take the ACK or NACK that a request may carry; a stale nonce answers nothing."""
         if not request.nonce or request.nonce != watch.waiting:
             return
-        if request.error:
-            self.nacks.append(Nack(request.type_url, watch.last, request.error[:_ERROR_TEXT]))
+        if not request.error:
+            self.accepted += watch.last
+        else:
+            self._refuse(request, watch)
         watch.waiting, watch.last = "", ()
+
+    def _refuse(self, request: Request, watch: _Watch) -> None:
+        named = tuple(r for r in watch.last if _names(request.error, r.name))
+        if len(watch.last) > 1 and not named:
+            watch.alone += [r.name for r in watch.last]
+            return
+        error = request.error[:_ERROR_TEXT]
+        self.nacks.append(Nack(request.type_url, named or watch.last, error))
 
     def _due(self, type_url: str, watch: _Watch, snapshot: Snapshot) -> Response | None:
         settled = type_url not in self._served.last or self._settled(snapshot)
-        if not watch.owed and watch.seen == snapshot.version and not (watch.keeps and settled):
+        quiet = not watch.owed and watch.seen == snapshot.version and not watch.alone
+        if quiet and not (watch.keeps and settled):
             return None
+        if watch.alone:
+            return self._alone(type_url, watch, snapshot)
         here = snapshot.of(type_url)
         removed = [name for name in watch.sent if name not in here]
         watch.keeps = bool(removed) and not settled
@@ -215,7 +239,7 @@ class DeltaConnection:
         self._send_again(type_url, due)
         self._nonce += 1
         watch.waiting = str(self._nonce)
-        watch.last = (*(r.name for r in due), *removed)
+        watch.last = tuple(due)
         return Response(
             type_url,
             watch.waiting,
@@ -223,6 +247,18 @@ class DeltaConnection:
             tuple(due),
             tuple(dict.fromkeys(removed)),
         )
+
+    def _alone(self, type_url: str, watch: _Watch, snapshot: Snapshot) -> Response | None:
+        """Send one of those that were refused together."""
+        while watch.alone:
+            resource = snapshot.of(type_url).get(watch.alone.pop(0))
+            if resource is None:
+                continue
+            watch.sent[resource.name] = resource.version
+            self._nonce += 1
+            watch.waiting, watch.last = str(self._nonce), (resource,)
+            return Response(type_url, watch.waiting, str(snapshot.version), (resource,), ())
+        return self._due(type_url, watch, snapshot)
 
     def _settled(self, snapshot: Snapshot) -> bool:
         """Say whether all that might still name what is gone is current, and answered."""
@@ -237,6 +273,11 @@ class DeltaConnection:
         if watch and names:
             watch.repeat |= names
             watch.owed = True
+
+
+def _names(text: str, name: str) -> bool:
+    """Say whether a text has a name in it, not as a part of a longer one."""
+    return re.search(rf"(?<![\w|~/.-]){re.escape(name)}(?![\w|~/-]|\.\w)", text) is not None
 
 
 def _wanted(type_url: str, watch: _Watch, snapshot: Snapshot) -> Iterator[str]:

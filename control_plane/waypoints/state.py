@@ -96,6 +96,9 @@ class Waypoints:
             self._send(service)
         for where, serving in self._serving.items():
             self._finish(where, serving)
+        gateways |= {
+            g for g, record in self._bindings.gateways.items() if self._address(record) in touched
+        }
         if troubles is not None:
             gateways |= self._teller.take_troubles(troubles)
         concerned = services | used | self._services_of(rebound)
@@ -118,6 +121,11 @@ class Waypoints:
             self._serving[where] = Serving(waypoint)
             return True
         return serving.describe(waypoint)
+
+    def _address(self, gateway: GatewayRecord) -> str:
+        """Key of the Service made for a Gateway."""
+        ns, domain = gateway.namespace, self._config.cluster_domain
+        return f"{ns}/{gateway.resource_name}.{ns}.svc.{domain}"
 
     def _finish(self, where: GatewayKey, serving: Serving) -> None:
         try:

@@ -201,6 +201,39 @@ def test_a_refused_cluster_does_not_hold_up_the_rest() -> None:
     )
 
 
+def test_what_was_refused_together_comes_again_alone() -> None:
+    """Envoy takes none of several route tables if one is bad, and does not say which."""
+    envoy = started()
+    three = snapshot(
+        cds={"a": "1"}, eds={"a": "1"}, lds={"l": "1"}, rds={"r": "1", "s": "1", "t": "1"}
+    )
+    envoy.push(three)
+    assert envoy.ask(RDS, subscribe=("s", "t")) == ["rds s t"]
+    envoy.connection.accepted.clear()
+    assert envoy.ack("rds", error="a bad regex") == ["rds s"]
+    assert envoy.connection.nacks == []
+    assert envoy.ack("rds", error="a bad regex") == ["rds t"]
+    assert envoy.ack("rds") == []
+    (nack,) = envoy.connection.nacks
+    assert nack.names == ("s",)
+    assert [r.name for r in envoy.connection.accepted] == ["t"]
+
+
+def test_a_refusal_that_names_its_cause_is_final() -> None:
+    envoy = started()
+    envoy.push(
+        snapshot(
+            cds=dict.fromkeys(("a", "bad", "bad.long", "c"), "1"),
+            eds={"a": "1"},
+            lds={"l": "1"},
+            rds={"r": "1"},
+        )
+    )
+    assert envoy.ack("cds", error="Error adding/updating cluster(s) bad: no") == []
+    (nack,) = envoy.connection.nacks
+    assert nack.names == ("bad",)
+
+
 NAMES = st.dictionaries(st.sampled_from("abc"), st.sampled_from("12"), max_size=3)
 
 
