@@ -11,15 +11,15 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import markdown, memory, report, usage
+from bench import markdown, memory, report, usage, waypoint
 from bench.errors import BenchError
 from bench.measure import Result, measure
-from bench.rows import ROWS
+from bench.rows import ROWS, WAYPOINT_ROWS, Row
 from bench.verify import check
 from bench.world import ZTUNNEL_VARIABLE, Way, build
 from mesh.compiled import GROUP
@@ -36,7 +36,8 @@ a ratio is the median of the pairs' ratios. Before that every contender is check
 _EPILOG = """\
 rows: across-* between two nodes, samenode-* on one; throughput (iperf3, one connection, client to
 server), rps1 and rps16 (wrk, 1 or 16 connections, HTTP/1.1, 1 KiB answers), newconn (wrk, 4 at a
-time, a new connection for every request).
+time, a new connection for every request). waypoint-*: through ztunnel, waypoint and ztunnel, beside
+direct and a plain Envoy HTTP proxy.
 Needs root. Only one benchmark runs on a machine at a time; a second one waits.
 """
 
@@ -49,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "row", choices=["all", *ROWS], metavar="ROW", help=f"all, {', '.join(ROWS)}"
+        "row",
+        choices=["all", *ROWS, "waypoint", *WAYPOINT_ROWS],
+        metavar="ROW",
+        help=f"all, {', '.join(ROWS)}; waypoint (its rows), {', '.join(WAYPOINT_ROWS)}",
     )
     parser.add_argument("--pairs", type=int, default=5, help="rounds of each contender (default 5)")
     parser.add_argument("--seconds", type=int, default=4, help="length of a round (default 4)")
@@ -119,6 +123,29 @@ def _relay_form(ways: list[Way]) -> str:
     return ""
 
 
+def _run_waypoint(options: argparse.Namespace) -> None:
+    names = [n for n in _contenders(options.only) if n in waypoint.NAMES]
+    rows = list(WAYPOINT_ROWS) if options.row == "waypoint" else [options.row]
+    _log(f"bringing up the lab for {', '.join(names)}")
+    with waypoint.build(names) as ways:
+        waypoint.check(ways)
+        _log("every contender takes its path")
+        _relay_form(ways)
+        results = _measure_rows(WAYPOINT_ROWS, rows, ways, options)
+    for result in results:
+        _log(report.last_line(result))
+
+
+def _measure_rows(
+    known: Mapping[str, Row], rows: list[str], ways: list[Way], options: argparse.Namespace
+) -> list[Result]:
+    results: list[Result] = []
+    for row in rows:
+        results.append(measure(known[row], list(ways), options.pairs, options.seconds, _log))
+        _log(report.table(results[-1]))
+    return results
+
+
 def _run(options: argparse.Namespace) -> None:
     names = _contenders(options.only)
     rows = list(ROWS) if options.row == "all" else [options.row]
@@ -128,10 +155,7 @@ def _run(options: argparse.Namespace) -> None:
         check(ways)
         _log("every contender takes its path")
         form = _relay_form(ways)
-        results: list[Result] = []
-        for row in rows:
-            results.append(measure(ROWS[row], list(ways), options.pairs, options.seconds, _log))
-            _log(report.table(results[-1]))
+        results = _measure_rows(ROWS, rows, ways, options)
         for way in ways:
             if way.name in resident:
                 resident[way.name]["after_load"] = memory.snapshot(way)
@@ -164,7 +188,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with _alone():
-            _run(options)
+            run = _run_waypoint if options.row.startswith("waypoint") else _run
+            run(options)
     except MeshError as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1

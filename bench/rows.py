@@ -46,3 +46,11 @@ ROWS: Final = {
     for place, server in SERVERS.items()
     for shape, kind, parallel in _SHAPES
 }
+
+WAYPOINT_SERVER: Final = SERVERS["across"]
+# Through a waypoint, which knows HTTP: no row of bytes alone.
+WAYPOINT_ROWS: Final = {
+    f"waypoint-{shape}": Row(f"waypoint-{shape}", kind, WAYPOINT_SERVER, parallel)
+    for shape, kind, parallel in _SHAPES
+    if kind is not Kind.THROUGHPUT
+}

@@ -77,7 +77,7 @@ def _ambit(*arguments: str) -> None:
         raise BenchError(f"ambit {' '.join(arguments)}: {(done.stderr or done.stdout)[-800:]}")
 
 
-def _find_pods(lab: str) -> dict[tuple[str, str], Pod]:
+def find_pods(lab: str) -> dict[tuple[str, str], Pod]:
     """Read what the lab's container runtime knows, by (namespace, name)."""
     found = {}
     for path in sorted((LABS / lab / "nodes").glob("*/pods/*.json")):
@@ -88,7 +88,7 @@ def _find_pods(lab: str) -> dict[tuple[str, str], Pod]:
     return found
 
 
-def _ztunnels(client: Pod, far_server: Pod) -> dict[str, list[int]]:
+def ztunnels_of(client: Pod, far_server: Pod) -> dict[str, list[int]]:
     """Processes of the two nodes' proxies; the control process and all relay workers of each."""
     found = {}
     for node, pod in ((NEAR, client), (FAR, far_server)):
@@ -103,7 +103,7 @@ def _way(name: str, lab: str, namespace: str, pods: dict[tuple[str, str], Pod]) 
     servers = {server: pods[namespace, server] for server in SERVERS.values()}
     if namespace == "mesh":
         return Way(
-            name, client, servers, lambda: _ztunnels(client, servers[SERVERS["across"]]), lab
+            name, client, servers, lambda: ztunnels_of(client, servers[SERVERS["across"]]), lab
         )
     return Way(name, client, servers, dict, lab)
 
@@ -137,9 +137,10 @@ def _envoy_pair(pods: dict[tuple[str, str], Pod], scratch: Path) -> Iterator[Env
 
 
 @contextlib.contextmanager
-def _lab(name: str, namespaces: list[str], scratch: Path, *options: str) -> Iterator[None]:
+def lab_of(name: str, text: str, scratch: Path, *options: str) -> Iterator[None]:
+    """Bring up a lab of these manifests, and take it down; raises BenchError."""
     path = scratch / f"{name}.yaml"
-    path.write_text(manifest(namespaces, scratch / "nginx.conf"))
+    path.write_text(text)
     try:
         _ambit("lab", "up", str(path), "--name", name, "--replace", "--quiet", *options)
         yield
@@ -158,8 +159,9 @@ def build(only: list[str]) -> Iterator[list[Way]]:
         ways: list[Way] = []
         if namespaces:
             options = [] if "ambit" in only else ["--no-mesh"]
-            stack.enter_context(_lab(_LAB, namespaces, scratch, *options))
-            pods = _find_pods(_LAB)
+            text = manifest(namespaces, scratch / "nginx.conf")
+            stack.enter_context(lab_of(_LAB, text, scratch, *options))
+            pods = find_pods(_LAB)
             for name in only:
                 if name == "envoy":
                     ways.append(stack.enter_context(_envoy_pair(pods, scratch)))
@@ -167,14 +169,16 @@ def build(only: list[str]) -> Iterator[list[Way]]:
                     ways.append(_way(name, _LAB, {"ambit": "mesh"}.get(name, name), pods))
         if "ztunnel" in only:
             binary = os.environ[ZTUNNEL_VARIABLE]
-            stack.enter_context(_lab(_OTHER_LAB, ["mesh"], scratch, "--ztunnel-binary", binary))
-            ways.append(_way("ztunnel", _OTHER_LAB, "mesh", _find_pods(_OTHER_LAB)))
+            text = manifest(["mesh"], scratch / "nginx.conf")
+            stack.enter_context(lab_of(_OTHER_LAB, text, scratch, "--ztunnel-binary", binary))
+            ways.append(_way("ztunnel", _OTHER_LAB, "mesh", find_pods(_OTHER_LAB)))
         for way in ways:
-            _wait_for_answers(way)
+            wait_for_answers(way)
         yield ways
 
 
-def _wait_for_answers(way: Way, seconds: float = 20.0) -> None:
+def wait_for_answers(way: Way, seconds: float = 20.0) -> None:
+    """Wait until the client is answered by every server; raises BenchError."""
     deadline = time.monotonic() + seconds
     for server in way.servers:
         host, http_port, _ = way.target(server)

@@ -29,7 +29,7 @@ def test_pods_are_found_by_name_with_their_ipv4_address(
         }
         (folder / f"{node}.json").write_text(json.dumps(pod))
     monkeypatch.setattr(world, "LABS", tmp_path)
-    pods = world._find_pods("bench")
+    pods = world.find_pods("bench")
     assert {key: pod.address for key, pod in pods.items()} == {
         ("mesh", "pod-near"): "10.244.1.5",
         ("mesh", "pod-far"): "10.244.2.6",
@@ -45,7 +45,7 @@ def test_all_processes_of_a_nodes_proxy_are_charged(tmp_path: Path) -> None:
         (proxy / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
         return Pod(node, "10.0.0.1", Path("/run/netns/x"), tmp_path / node / "pods" / "uid")
 
-    assert world._ztunnels(pod("a", 10, 11), pod("b", 20)) == {"near": [10, 11], "far": [20]}
+    assert world.ztunnels_of(pod("a", 10, 11), pod("b", 20)) == {"near": [10, 11], "far": [20]}
 
 
 def test_a_process_enters_cgroup_and_namespace_before_it_becomes_the_command() -> None:
