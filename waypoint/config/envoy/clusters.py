@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from mesh.model import Locality, Port
@@ -113,7 +114,7 @@ def lb_endpoint(endpoint: Endpoint) -> Proto:
         socket = {"address": endpoint.address, "port_value": endpoint.port}
         address = {"socket_address": socket}
     metadata: Proto = {TUNNEL: {k: v for k, v in about.items() if v}}
-    if endpoint.identity:
+    if endpoint.identity and endpoint.port:
         metadata[ORIGINAL_DST] = {"local": where}
     out: Proto = {"endpoint": {"address": address}, "metadata": {"filter_metadata": metadata}}
     if endpoint.weight > 1:
@@ -122,13 +123,18 @@ def lb_endpoint(endpoint: Endpoint) -> Proto:
 
 
 def pod_dicts(pod: BoundWorkload) -> Iterator[tuple[str, str, Proto]]:
-    """Yield the cluster of a pod that is addressed by its own address.
+    """Yield the cluster of a pod that is addressed by its own address, at any port.
 
-    Its one endpoint has no port: connect_originate is told the address that the caller asked for.
+    In the mesh, connect_originate learns from filter state which port was asked for (inner.py);
+    outside of it, the connection goes where it was going.
     """
     name = workload_name(pod.uid, "")
-    where = pod.endpoint
     out = cluster(name, 0, TrafficPolicy())
-    out |= {"type": "STATIC", "load_assignment": assignment(name, [where])}
     del out["eds_cluster_config"]
+    if pod.endpoint.identity:
+        here = replace(pod.endpoint, healthy=True)  # who asks for one pod means that one
+        out |= {"type": "STATIC", "load_assignment": assignment(name, [here])}
+    else:
+        del out["transport_socket"]
+        out |= {"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}
     yield CLUSTER, name, out

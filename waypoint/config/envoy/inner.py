@@ -69,7 +69,11 @@ def sniffing(http: Proto, tcp: Proto) -> Proto:
 
 
 def http_chain(
-    waypoint: Waypoint, name: str, routes: str, security: Security, service: tuple[str, str]
+    waypoint: Waypoint,
+    name: str,
+    routes: str,
+    security: Security,
+    service: tuple[str, str],
 ) -> Proto:
     """Filter chain of HTTP, its routes by name over RDS. `service`: (hostname, namespace)."""
     manager = extension(

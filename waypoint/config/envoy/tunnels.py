@@ -95,19 +95,27 @@ def text(source: str) -> Proto:
     return {"text_format_source": {"inline_string": source}}
 
 
-def _state(key: str, source: str, own: bool = True) -> Proto:
+def _state(key: str, source: str) -> Proto:
     """One value of filter state, shared with the next listener but not with the one after it.
 
     TRANSITIVE would lend the first caller's identity to whoever shares a pooled connection.
     """
-    out: Proto = {
+    return {
         "object_key": key,
+        "factory_key": "envoy.string",
         "format_string": {**text(source), "omit_empty_values": True},
         "shared_with_upstream": "ONCE",
+        "skip_if_empty": True,
     }
-    if own:
-        out |= {"factory_key": "envoy.string", "skip_if_empty": True}
-    return out
+
+
+def _restored(end: str, source: str, how: str) -> Proto:
+    """An address that the next listener takes for the connection's own."""
+    return {
+        "object_key": f"{ORIGINAL_DST}.{end}_ip",
+        "format_string": {**text(source), "omit_empty_values": True},
+        "shared_with_upstream": how,
+    }
 
 
 def _baggage_rule(key: str, name: str) -> Proto:
@@ -127,8 +135,10 @@ def _baggage_rule(key: str, name: str) -> Proto:
 def _terminate_filters() -> list[Proto]:
     rules = [_baggage_rule(key, name) for key, name in _BAGGAGE]
     states = [
-        _state(f"{ORIGINAL_DST}.local_ip", "%REQ(:AUTHORITY)%", own=False),
-        _state(f"{ORIGINAL_DST}.remote_ip", "%DOWNSTREAM_REMOTE_ADDRESS%", own=False),
+        # As far as connect_originate, for pods that are addressed by their own address; the
+        # endpoints of services bring theirs, which goes before.
+        _restored("local", "%REQ(:AUTHORITY)%", "TRANSITIVE"),
+        _restored("remote", "%DOWNSTREAM_REMOTE_ADDRESS%", "ONCE"),
         _state("wp.peer", "%DOWNSTREAM_PEER_URI_SAN%"),
         _state("wp.authority", "%REQ(:AUTHORITY)%"),
         *(_state(f"wp.{key}", f"%DYNAMIC_METADATA(wp:{key})%") for key, _ in _BAGGAGE),
