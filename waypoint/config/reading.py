@@ -90,7 +90,7 @@ class Fields:
         self.sound = value is None or isinstance(value, Mapping)
         if not self.sound:
             report.bad(path, f"must be a mapping, not {show(value)}")
-        self._value: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+        self.value: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
         self._known: set[str] = set()
 
     def at(self, name: str) -> str:
@@ -104,17 +104,17 @@ class Fields:
     def has(self, name: str) -> bool:
         """Say whether a field is written."""
         self._known.add(name)
-        return self._value.get(name) is not None
+        return self.value.get(name) is not None
 
     def raw(self, name: str) -> Any:
         """Return a field as it is."""
         self._known.add(name)
-        return self._value.get(name)
+        return self.value.get(name)
 
     def names(self) -> list[str]:
         """Name the keys of a mapping whose keys are the user's."""
-        self._known.update(self._value)
-        return [str(k) for k in self._value]
+        self._known.update(self.value)
+        return [str(k) for k in self.value]
 
     def mapping(self, name: str) -> Fields | None:
         """Read a mapping; None if there is none."""
@@ -240,7 +240,7 @@ class Fields:
 
     def done(self) -> None:
         """Say which fields do not exist: a misspelt one must not vanish."""
-        unknown = sorted(str(k) for k in self._value if k not in self._known)
+        unknown = sorted(str(k) for k in self.value if k not in self._known)
         for name in unknown:
             known = ", ".join(sorted(self._known))
             self.bad(name[:_MAX_VALUE], f"no such field (known: {known})")

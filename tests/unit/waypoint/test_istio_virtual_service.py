@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from istio_rig import NS, Mesh, hostname, one_rule, to
 
-from waypoint.config.istio.http_action import DEFAULT_RETRY_ON
 from waypoint.config.routing import (
+    DEFAULT_RETRY_ON,
     BackendRef,
     Cors,
     DirectResponse,

@@ -14,6 +14,7 @@ from waypoint.config.istio.templates import NO_CHANGE
 from waypoint.config.reading import Fields
 from waypoint.config.regex import substitution_fault
 from waypoint.config.routing import (
+    DEFAULT_RETRY_ON,
     Cors,
     DirectResponse,
     Fault,
@@ -48,10 +49,6 @@ RETRY_ON: Final = (
     "resource-exhausted",
     "unavailable",
 )
-# Without retryOn: what certainly did not reach the application, or was lost on the way there. A
-# backend that does not answer shows as a reset, since the waypoint's own tunnel always connects.
-DEFAULT_RETRY_ON: Final = ("connect-failure", "refused-stream", "unavailable", "cancelled", "reset")
-
 _GRPC_CODES: Final = (
     "OK",
     "CANCELLED",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mesh.manifest import Key
 from mesh.model import Service
@@ -212,8 +212,22 @@ def bind(service: Service, objects: Sequence[VirtualService], catalogue: Catalog
 
 
 def combine(gateway_api: Routes, istio: Routes) -> Routes:
-    """Put both kinds of routes of one port together: Gateway API's win, protocol by protocol."""
-    return Routes(
-        istio.http if gateway_api.http is None else gateway_api.http,
-        istio.tcp if gateway_api.tcp is None else gateway_api.tcp,
-    )
+    """Put both kinds of routes of one port together: Gateway API's win, protocol by protocol.
+
+    Where only consumers have routes, theirs end at the service itself for everybody else: there its
+    VirtualServices go on.
+    """
+    return Routes(_after(gateway_api.http, istio.http), _after(gateway_api.tcp, istio.tcp))
+
+
+_Rule = TypeVar("_Rule", HttpRule, TcpRule)
+
+
+def _after(
+    first: tuple[_Rule, ...] | None, then: tuple[_Rule, ...] | None
+) -> tuple[_Rule, ...] | None:
+    if first is None:
+        return then
+    if then is not None and first and first[-1].origin.kind == "Service":
+        return first[:-1] + then
+    return first
