@@ -7,8 +7,8 @@ Rule 2: types are sent in an order (TypeSet). While an earlier type has somethin
 wait, those that build on it wait too: a workload never overtakes the policies it names, a route
 never its cluster.
 Rule 3: a NACK counts as an answer. What was refused is sent again when it changes, not before.
-Where several resources were in it and its text names none of them, each is sent once more alone:
-what is good must arrive, and which one is bad must be known.
+Where several resources were in it and its text names none of them, Envoy is sent each once more
+alone: what is good must arrive, and which one is bad must be known.
 Rule 4: every first request of a type and every explicit subscription gets a response, if need be
 an empty one: clients wait for it. What the client has already is not repeated.
 
@@ -61,6 +61,7 @@ class TypeSet:
     answered: frozenset[str] = frozenset()
     again: Mapping[str, str] = field(default_factory=dict)
     last: frozenset[str] = frozenset()
+    isolates: bool = False  # it refuses all that came together, and does not name the cause
 
 
 PROXY: Final = TypeSet(
@@ -73,6 +74,7 @@ ENVOY: Final = TypeSet(
     answered=frozenset({CLUSTER_TYPE}),
     again={CLUSTER_TYPE: ENDPOINTS_TYPE},
     last=frozenset(_ROUTING),
+    isolates=True,
 )
 
 
@@ -199,7 +201,7 @@ class DeltaConnection:
 
     def _refuse(self, request: Request, watch: _Watch) -> None:
         named = tuple(r for r in watch.last if _names(request.error, r.name))
-        if len(watch.last) > 1 and not named:
+        if self._served.isolates and len(watch.last) > 1 and not named:
             watch.alone += [r.name for r in watch.last]
             return
         error = request.error[:_ERROR_TEXT]
