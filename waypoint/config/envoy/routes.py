@@ -87,7 +87,8 @@ def _route(rule: HttpRule, hashed: list[Proto]) -> Proto:
     elif rule.response is not None:
         out["direct_response"] = _answer(rule.response.code, rule.response.body)
     elif not any(b.weight for b in rule.backends):
-        out["direct_response"] = _answer(500, "")  # Gateway API: no backend that could take it
+        # Gateway API: no backend that could take it
+        out["direct_response"] = _answer(503 if rule.match.grpc else 500, "")
     else:
         out["route"] = _action(rule, hashed)
     return out
@@ -100,7 +101,9 @@ def _answer(code: int, body: str) -> Proto:
 def _action(rule: HttpRule, hashed: list[Proto]) -> Proto:
     action: Proto = {
         "timeout": seconds(rule.timeout or 0.0),
-        "cluster_not_found_response_code": "INTERNAL_SERVER_ERROR",
+        "cluster_not_found_response_code": (
+            "SERVICE_UNAVAILABLE" if rule.match.grpc else "INTERNAL_SERVER_ERROR"
+        ),
     }
     action |= rewrite(rule.match, rule.rewrite)
     host = _host(rule.request_headers)
