@@ -133,8 +133,11 @@ def _spellings(header: str) -> str:
     return "(?i)" + "[-_]".join(literal(part) for part in re.split("[-_]", header))
 
 
-def _empty(name: str) -> Proto:
-    return {"name": name, "typed_config": {"@type": _HTTP_RBAC}}
+def _empty(name: str, prefix: str = "") -> Proto:
+    config = {"@type": _HTTP_RBAC}
+    if prefix:  # statistics are the filter's, not the route's
+        config["shadow_rules_stat_prefix"] = prefix
+    return {"name": name, "typed_config": config}
 
 
 def http_filters(s: Security) -> list[Proto]:
@@ -146,7 +149,7 @@ def http_filters(s: Security) -> list[Proto]:
         out += [_empty(_custom_name(provider.name)), http_filter(provider)]
     if s.of("AUDIT"):
         out.append(_empty(AUDIT))
-    return [*out, _empty(DENY), _empty(ALLOW)]
+    return [*out, _empty(DENY, _DRY_DENY), _empty(ALLOW, _DRY_ALLOW)]
 
 
 def _denied(s: Security) -> dict[str, Proto]:
