@@ -32,6 +32,7 @@ _OURS: Final[Mapping[str, frozenset[str]]] = {
 _STALE: Final = frozenset(
     {
         "AuthorizationPolicy",
+        "BackendTLSPolicy",
         "DestinationRule",
         "GRPCRoute",
         "HTTPRoute",

@@ -24,6 +24,7 @@ from control_plane.kubernetes.status import StatusApplier
 from control_plane.kubernetes.tokens import ReviewedTokens
 from control_plane.metrics import Metrics
 from control_plane.options import ClusterOptions, Options
+from control_plane.waypoints.providers import configmap_kind
 from mesh.kube.api import Api
 from mesh.manifest import Key
 from mesh.ports import XDS_CA_TLS
@@ -100,7 +101,8 @@ class KubernetesBackend:
         self._current = current
         self._api = Api.load(where.kubeconfig)
         counting = _Counting(metrics)
-        self._objects = KubernetesSource(self._api, KINDS, counting)
+        kinds = (*KINDS, configmap_kind(options.root_namespace))
+        self._objects = KubernetesSource(self._api, kinds, counting)
         self._election = LeaderElection(self._api, where.namespace, LEASE, where.pod)
         leading = self._election.leading
         self._status = StatusApplier(self._api, self._objects, leading, metrics.writes)

@@ -108,6 +108,7 @@ KINDS: Final = (
     _optional("GRPCRoute", "grpcroutes", GROUP, "v1"),
     _optional("TCPRoute", "tcproutes", GROUP, "v1", "v1alpha2"),
     _optional("TLSRoute", "tlsroutes", GROUP, "v1", "v1alpha3", "v1alpha2"),
+    _optional("BackendTLSPolicy", "backendtlspolicies", GROUP, "v1", "v1alpha3"),
     _optional("ReferenceGrant", "referencegrants", GROUP, "v1", "v1beta1"),
     _optional(
         "XBackendTrafficPolicy",

@@ -10,11 +10,23 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from mesh.errors import BadInput
+from mesh.kube.kinds import Kind
 from mesh.manifest import parse_value
 from waypoint.config.security import Provider, read_providers
 
 NAME: Final = "istio"
 _KEY: Final = "mesh"
+
+
+def configmap_kind(root_namespace: str) -> Kind:
+    """Describe how the one ConfigMap is read from a cluster."""
+    return Kind(
+        "ConfigMap",
+        "configmaps",
+        namespace=root_namespace,
+        selector=f"metadata.name={NAME}",
+        keep={"data": {_KEY: True}},
+    )
 
 
 def providers_of(configmap: Mapping[str, Any] | None) -> tuple[dict[str, Provider], list[str]]:

@@ -6,6 +6,7 @@ is asked for.
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -14,7 +15,9 @@ from control_plane.waypoints import providers
 from control_plane.waypoints.providers import providers_of
 from mesh.manifest import Key
 from mesh.model import Service
+from waypoint.config import gateway_api as gateway_config
 from waypoint.config import istio as istio_config
+from waypoint.config.gateway_api import GatewayApiIndex
 from waypoint.config.istio import IstioIndex, ServiceState, combine
 from waypoint.config.routing import Routes
 from waypoint.config.security import Jwks, Security, SecurityIndex, Target, TargetState
@@ -26,7 +29,8 @@ log = logging.getLogger(__name__)
 Object = Mapping[str, Any]
 _SECURITY: Final = frozenset({"AuthorizationPolicy", "RequestAuthentication"})
 _ISTIO: Final = frozenset(istio_config.KINDS)
-KINDS: Final = _SECURITY | _ISTIO | {"ConfigMap"}
+_GATEWAY_API: Final = frozenset(gateway_config.KINDS)
+KINDS: Final = _SECURITY | _ISTIO | _GATEWAY_API | {"ConfigMap", "Secret"}
 _BROKEN: Final = (
     ArithmeticError,
     AttributeError,
@@ -36,15 +40,17 @@ _BROKEN: Final = (
     ValueError,
 )
 _NONE: Final = Routes()
+_UNNAMED: Final[Mapping[int, str]] = {}
 
 
 class Rules:
     """Feed it objects and services; ask it what applies to a service."""
 
     def __init__(self, root_namespace: str, cluster_domain: str) -> None:
+        self.gateway_api = GatewayApiIndex(cluster_domain)
         self.istio = IstioIndex(root_namespace, cluster_domain)
         self.security = SecurityIndex(root_namespace)
-        self._known: dict[str, Service] = {}
+        self._known: dict[str, tuple[Service, Mapping[int, str]]] = {}
         self._services: set[str] = set()
         self._targets: set[Target] = set()
         self._objects: set[Key] = set()
@@ -55,22 +61,35 @@ class Rules:
     def take(self, key: Key, obj: Object | None) -> None:
         """Take in an object of one of KINDS, or (None) forget it.
 
-        Of ConfigMaps only the mesh's configuration means anything. What breaks its translation is
-        logged; its last reading stays in effect.
+        What breaks its translation is logged; its last reading stays in effect.
         """
-        if key.kind == "ConfigMap":
-            if key == self._mesh:
-                self._take_providers(obj)
-            return
         try:
-            if key.kind in _ISTIO:
+            if key.kind in _GATEWAY_API:
+                self._services |= self.gateway_api.put(key, obj)
+            elif key.kind in _ISTIO:
                 self._services |= self.istio.put(key, obj)
             elif key.kind in _SECURITY:
                 self._targets |= self.security.put(key, obj)
+            else:
+                self._take_data(key, obj)
+                return
         except _BROKEN:
             log.exception("%s: cannot be read; what was read of it before stays", key)
             return
         self._objects.add(key)
+
+    def _take_data(self, key: Key, obj: Object | None) -> None:
+        """Take in what other objects refer to."""
+        data = (obj or {}).get("data")
+        known = {str(k): str(v) for k, v in data.items()} if isinstance(data, Mapping) else {}
+        if key.kind == "Secret":
+            decoded = None if obj is None else _decoded(obj, known)
+            self._services |= self.istio.put_secret(key.namespace, key.name, decoded)
+            return
+        if key == self._mesh:
+            self._take_providers(obj)
+        found = None if obj is None else known
+        self._services |= self.gateway_api.put_config_map(key.namespace, key.name, found)
 
     def _take_providers(self, configmap: Object | None) -> None:
         found, problems = providers_of(configmap)
@@ -82,15 +101,19 @@ class Rules:
         """Take in what was fetched of issuers' keys, by URI."""
         self._targets |= self.security.set_jwks(jwks)
 
-    def put_service(self, key: str, service: Service | None) -> None:
-        """Take in a service of the mesh, bound or not."""
-        if self._known.get(key) == service:
+    def put_service(
+        self, key: str, service: Service | None, port_names: Mapping[int, str] = _UNNAMED
+    ) -> None:
+        """Take in a service of the mesh, bound or not, with the names of its ports."""
+        new = None if service is None else (service, port_names)
+        if self._known.get(key) == new:
             return
-        if service is None:
+        if new is None:
             del self._known[key]
         else:
-            self._known[key] = service
+            self._known[key] = new
         self._services |= self.istio.put_service(key, service)
+        self._services |= self.gateway_api.put_service(key, service, port_names)
         self._services.add(key)
 
     def drain(self) -> tuple[set[str], set[Target], set[Key]]:
@@ -104,7 +127,7 @@ class Rules:
     def routes(self, service: Service, namespace: str) -> tuple[tuple[int, Routes], ...]:
         """Say how requests to a service are routed at a waypoint of a namespace, by port."""
         istio = self.istio.routes(service.key, namespace)
-        gateway_api: Mapping[int, Routes] = {}
+        gateway_api = self.gateway_api.routes(service.key)
         out = (
             (
                 p.service_port,
@@ -116,7 +139,11 @@ class Rules:
 
     def traffic(self, service: str) -> ServiceTraffic:
         """Say how a service's endpoints are talked to."""
-        return self.istio.traffic(service)
+        return self.gateway_api.traffic(service, self.istio.traffic(service))
+
+    def taken(self, service: str) -> Mapping[int, str]:
+        """Say which routes of Gateway API have which ports of a service."""
+        return self.gateway_api.taken(service)
 
     def security_of(self, targets: Iterable[Target]) -> Security:
         """Say what protects what all of these targets cover."""
@@ -126,7 +153,7 @@ class Rules:
 
     def objects(self, services: set[str], targets: set[Target]) -> set[Key]:
         """Name the objects whose status depends on any of these."""
-        found = set(self.istio.objects(services))
+        found = set(self.istio.objects(services)) | self.gateway_api.objects(services)
         for target in targets:
             found.update(self.security.at(target))
         return found
@@ -138,8 +165,24 @@ class Rules:
         target: Callable[[Target], TargetState],
     ) -> Status | None:
         """Say what became of an object; None: it is not for waypoints, or gone."""
+        if key.kind in _GATEWAY_API:
+            return self.gateway_api.status(key, service) if key in self.gateway_api else None
         if key.kind in _ISTIO:
             return self.istio.status(key, service) if key in self.istio else None
         if key in self.security:
             return self.security.status(key, target)
         return None
+
+
+def _decoded(secret: Object, data: Mapping[str, str]) -> dict[str, bytes]:
+    """Read a Secret's data; what is no base64 is left out."""
+    out: dict[str, bytes] = {}
+    for name, text in data.items():
+        try:
+            out[name] = base64.b64decode(text, validate=True)
+        except ValueError:
+            continue
+    plain = secret.get("stringData")
+    for name, text in plain.items() if isinstance(plain, Mapping) else ():
+        out[str(name)] = str(text).encode()
+    return out

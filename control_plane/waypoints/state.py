@@ -72,13 +72,7 @@ class Waypoints:
 
         troubles: what stands in the way of Gateways' objects; None: as before.
         """
-        for key in [*changed, *gone]:
-            if key.kind in KINDS:
-                self.rules.take(key, changed.get(key))
-        touched, pods = self._registry.drain_touched()
-        for name in touched:
-            record = self._registry.by_key(name)
-            self.rules.put_service(name, record.service if record else None)
+        touched, pods = self._take(changed, gone)
         services, targets, objects = self.rules.drain()
         rebound, gateways = self._bindings.drain()
 
@@ -105,6 +99,22 @@ class Waypoints:
         self._teller.tell(rebound, gateways, concerned, targets, objects)
         covered = self._services_of(self._covered((), targets)) | self._services_of(rebound)
         return self._guards.update(touched | covered)
+
+    def _take(
+        self, changed: Mapping[Key, Object], gone: set[Key]
+    ) -> tuple[set[str], set[tuple[str, str]]]:
+        """Take objects in, and services as the registry has them; returns what it touched."""
+        for key in [*changed, *gone]:
+            if key.kind in KINDS:
+                self.rules.take(key, changed.get(key))
+        touched, pods = self._registry.drain_touched()
+        for name in touched:
+            record = self._registry.by_key(name)
+            if record is None:
+                self.rules.put_service(name, None)
+            else:
+                self.rules.put_service(name, record.service, record.port_names)
+        return touched, pods
 
     # ---- waypoints ---------------------------------------------------------------------------
 

@@ -95,7 +95,7 @@ class Teller:
         if record is None:
             return ServiceState()
         key = Key("Service", record.service.namespace, record.service.name)
-        return ServiceState(self._bound(key), self._users(name))
+        return ServiceState(self._bound(key), self._users(name), self._rules.taken(name))
 
     def _target(self, target: Target) -> TargetState:
         """Say what there is to know of a policy's target."""

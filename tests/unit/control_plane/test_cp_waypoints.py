@@ -7,6 +7,7 @@ from typing import Any
 from cp_support import pod, policy, service
 from wp_world import World, gateway, namespace
 
+from mesh.manifest import Key
 from mesh.model import Workload
 
 BOUND = "istio.io/WaypointBound"
@@ -316,3 +317,32 @@ def test_an_object_that_cannot_be_translated_takes_nothing_from_others(
     assert CART_ROUTES not in changed["rds"]
     assert "outbound|80||new.shop.svc.cluster.local" in changed["cds"]
     assert "Service shop/cart: cannot be translated" in caplog.text
+
+
+def http_route(name: str = "r", **spec: Any) -> dict[str, Any]:
+    parents = [{"group": "", "kind": "Service", "name": "cart"}]
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": "shop", "generation": 1},
+        "spec": {"parentRefs": parents, **spec},
+    }
+
+
+def test_a_route_of_gateway_api_is_served_and_told() -> None:
+    """It sends to another service; that goes with it; its status names the parent."""
+    w = shop()
+    w.apply(http_route(rules=[{"backendRefs": [{"name": "pay", "port": 80}]}]))
+    assert PAY in str(w.resource("rds", CART_ROUTES))
+    status = w.statuses[Key("HTTPRoute", "shop", "r")]
+    (parent,) = status.parents
+    assert {c.type: c.status for c in parent.conditions}["Accepted"] is True
+    w.apply(http_route(rules=[{"backendRefs": [{"name": "nobody", "port": 80}]}]))
+    (parent,) = w.statuses[Key("HTTPRoute", "shop", "r")].parents
+    assert {c.type: c.status for c in parent.conditions}["ResolvedRefs"] is False
+    w.apply(service("nobody", "10.96.0.30", {"app": "pay"}))
+    (parent,) = w.statuses[Key("HTTPRoute", "shop", "r")].parents
+    assert {c.type: c.status for c in parent.conditions}["ResolvedRefs"] is True
+    w.delete(http_route())
+    assert Key("HTTPRoute", "shop", "r") not in w.statuses
+    assert PAY not in str(w.resource("rds", CART_ROUTES))
