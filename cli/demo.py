@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cli.demo_waypoint import SecondAct
+from cli.stage import BOLD, DIM, OFF, RED, DemoFailed, good, say, step, table, wait
 from lab import Lab
 from mesh.errors import MeshError
 from mesh.ports import ANNOTATION_REDIRECTION, ZTUNNEL_METRICS
@@ -19,51 +19,6 @@ from mesh.ports import ANNOTATION_REDIRECTION, ZTUNNEL_METRICS
 EXAMPLES = Path(__file__).parent.parent / "lab" / "examples"
 NAME = "demo"
 BODY = "teapot"  # a product name in the catalog's answers: plaintext would show it on the wire
-
-_BOLD, _DIM, _GREEN, _RED, _OFF = (
-    ("\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m")
-    if sys.stdout.isatty()
-    else ("", "", "", "", "")
-)
-
-
-class DemoFailed(MeshError):
-    """A step did not show what it promised; the message says what was seen instead."""
-
-
-def say(text: str = "") -> None:
-    """Print one line at once."""
-    print(text, flush=True)
-
-
-def step(number: int, title: str, command: str) -> None:
-    """Head a step, with the command a reader can type for the same."""
-    say(f"\n{_BOLD}{number}. {title}{_OFF}")
-    say(f"{_DIM}   $ {command}{_OFF}")
-
-
-def good(text: str) -> None:
-    """Print a fact that was checked."""
-    say(f"   {_GREEN}✓{_OFF} {text}")
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print aligned columns."""
-    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
-    for r in [head, *rows]:
-        say("   " + "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip())
-
-
-def wait(what: str, ready: Callable[[], Any], seconds: float = 10) -> Any:
-    """Poll until ready() is true; its value, or DemoFailed naming what never came."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = ready()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise DemoFailed(f"{what}: not seen within {seconds:.0f} s")
-        time.sleep(0.2)
 
 
 class Demo:
@@ -246,13 +201,14 @@ class Demo:
         self.wire()
         self.policy()
         self.metrics()
+        SecondAct(self.lab, self.pod, NAME).run()
 
 
 def main(args: argparse.Namespace) -> int:
     """Bring the lab up, show the steps, take it down (or leave it with --keep)."""
     began = time.monotonic()
-    say(f"{_BOLD}0. A lab of two nodes with a small shop{_OFF}")
-    say(f"{_DIM}   $ ambit lab up lab/examples/shop.yaml --name {NAME}{_OFF}")
+    say(f"{BOLD}0. A lab of two nodes with a small shop{OFF}")
+    say(f"{DIM}   $ ambit lab up lab/examples/shop.yaml --name {NAME}{OFF}")
     lab = Lab(NAME)
     failed = False
     try:
@@ -261,7 +217,7 @@ def main(args: argparse.Namespace) -> int:
         Demo(lab).run()
     except (MeshError, subprocess.SubprocessError, OSError) as e:
         failed = True
-        say(f"\n{_RED}demo: {e}{_OFF}")
+        say(f"\n{RED}demo: {e}{OFF}")
         say(f"      look inside with: ambit status --name {NAME}")
     except KeyboardInterrupt:
         say("\ninterrupted")
@@ -275,7 +231,7 @@ def main(args: argparse.Namespace) -> int:
         else:
             lab.down()
     if not failed:
-        say(f"\n{_BOLD}Done in {time.monotonic() - began:.0f} s.{_OFF}")
+        say(f"\n{BOLD}Done in {time.monotonic() - began:.0f} s.{OFF}")
     return 1 if failed else 0
 
 

@@ -2,7 +2,7 @@
 
 8080  HTTP: who called as this server sees it, and the request, as JSON. The query asks for more:
       status=503 (the answer's), delay=0.5 (seconds before it), flaky=2 with id=TEXT (503 for the
-      first two requests of that id), bytes=1000 (of padding)
+      first two requests of that id), bytes=1000 (of padding). /count says how many there were
 9000  TCP: sends back what it gets, until the end of the stream
 9001  TCP: reads to the end of the stream, then says how many bytes it was (needs half-close)
 9002  TCP: the same as a slow reader, a kilobyte every tenth of a second
@@ -49,8 +49,10 @@ class HttpEcho(BaseHTTPRequestHandler):
     """Answers who asked, and what."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
     version = ""  # of this server, as its command line says
     failures: Counter[str] = Counter()  # noqa: RUF012 (one for all requests)
+    requests = 0  # but for /healthz and /count
 
     def _answer(self) -> None:
         """Say who called, and how."""
@@ -67,6 +69,10 @@ class HttpEcho(BaseHTTPRequestHandler):
             "body": body.decode("utf-8", "replace"),
             "padding": "x" * number(asked, "bytes"),
         }
+        if self.path == "/count":
+            answer = {"requests": HttpEcho.requests}
+        elif self.path != "/healthz":
+            HttpEcho.requests += 1
         time.sleep(number(asked, "delay", float))
         raw = b"" if self.command == "HEAD" else json.dumps(answer).encode() + b"\n"
         self.send_response(self._status(asked))
