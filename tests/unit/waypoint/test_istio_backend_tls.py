@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from certificates_rig import pair
 from istio_rig import NS, Mesh, hostname
 
 from waypoint.config.pem import NOBODY
@@ -31,27 +25,8 @@ def found(spec: dict[str, object]) -> str:
     return "" if condition.reason == "Accepted" else condition.message
 
 
-def _pair(name: str) -> tuple[bytes, bytes]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(Encoding.PEM), key.private_bytes(
-        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
-    )
-
-
-CERTIFICATE, KEY = _pair("client")
-OTHER_CERTIFICATE, OTHER_KEY = _pair("other")
+CERTIFICATE, KEY = pair("client")
+OTHER_CERTIFICATE, OTHER_KEY = pair("other")
 
 
 def _with_tls(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hostile_rig import JUNK, added, places, replaced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from istio_rig import NS, Mesh, hostname, one_rule, to
@@ -81,48 +82,6 @@ GOOD_RULE: dict[str, Any] = {
     "exportTo": ["."],
 }
 
-JUNK = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(-(1 << 70), 1 << 70),
-        st.floats(),
-        st.text(max_size=8),
-        st.sampled_from(["*", "\0", "\ud800", "1s", "a|b", "(", "mesh", "x" * 20000]),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [path]
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            found += _places(inner, (*path, key))
-    if isinstance(value, list):
-        for i, inner in enumerate(value):
-            found += _places(inner, (*path, i))
-    return found
-
-
-def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    if isinstance(value, dict):
-        return {k: _replaced(v, path[1:], new) if k == path[0] else v for k, v in value.items()}
-    return [_replaced(v, path[1:], new) if i == path[0] else v for i, v in enumerate(value)]
-
-
-def _added(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """Put a field that does not exist into a mapping."""
-    inner = value
-    for step in path:
-        inner = inner[step]
-    return _replaced(value, path, {**inner, "bogus": new}) if isinstance(inner, dict) else value
-
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
@@ -130,12 +89,12 @@ def test_junk_in_any_place_of_a_good_object_is_told_and_never_raises(data: st.Da
     mesh = Mesh()
     rule_spec, virtual_spec = GOOD_RULE, GOOD_VIRTUAL
     for _ in range(data.draw(st.integers(1, 3))):
-        change = data.draw(st.sampled_from([_replaced, _added]))
+        change = data.draw(st.sampled_from([replaced, added]))
         if data.draw(st.booleans()):
-            place = data.draw(st.sampled_from(_places(rule_spec)))
+            place = data.draw(st.sampled_from(places(rule_spec)))
             rule_spec = change(rule_spec, place, data.draw(JUNK))
         else:
-            place = data.draw(st.sampled_from(_places(virtual_spec)))
+            place = data.draw(st.sampled_from(places(virtual_spec)))
             virtual_spec = change(virtual_spec, place, data.draw(JUNK))
     keys = [mesh.rule(rule_spec), mesh.virtual(virtual_spec)]
     other = mesh.virtual({"hosts": ["db"], "http": [{"directResponse": {"status": 201}}]}, "good")
@@ -152,16 +111,16 @@ def test_junk_in_any_place_of_a_good_object_is_told_and_never_raises(data: st.Da
 def test_a_field_that_does_not_exist_is_named_wherever_it_is(good: dict[str, Any]) -> None:
     """In every mapping of the object whose keys are not the user's own."""
     free = {"labels", "headers", "withoutHeaders", "queryParams", "add", "set", "to"}
-    places = [
+    found = [
         p
-        for p in _places(good)
-        if _added(good, p, 1) != good and not (p and p[-1] in free and p != ("http", 0, "headers"))
+        for p in places(good)
+        if added(good, p, 1) != good and not (p and p[-1] in free and p != ("http", 0, "headers"))
     ]
-    assert len(places) > 20
-    for place in places:
+    assert len(found) > 20
+    for place in found:
         mesh = Mesh()
         make = mesh.rule if good is GOOD_RULE else mesh.virtual
-        condition = mesh.condition(make(_added(good, place, 1)))
+        condition = mesh.condition(make(added(good, place, 1)))
         path = "spec" + "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in place)
         assert f"{path}.bogus: no such field" in condition.message, place
 
