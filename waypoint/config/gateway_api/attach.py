@@ -134,6 +134,7 @@ class _Binder:
         return tuple(
             WeightedBackend(self._ref(s.ref, route), s.weight, s.request, s.response, s.rewrite)
             for s in shares
+            if s.weight
         )
 
     def _bind(self, t: HttpTemplate, route: Route) -> HttpRule:

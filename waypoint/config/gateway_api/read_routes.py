@@ -132,7 +132,7 @@ class _Reader:
         self.incompatible = False
 
     def shares(self, f: Fields, *, filters: bool) -> tuple[Share, ...]:
-        """Read backendRefs; those without a weight are there for nothing."""
+        """Read backendRefs, those of weight 0 too: what they name must be there."""
         entries = f.items("backendRefs")
         if len(entries) > _MAX_BACKENDS:
             f.bad("backendRefs", f"more than {_MAX_BACKENDS}")
@@ -149,8 +149,8 @@ class _Reader:
             if found.rewrite is not None and found.rewrite.path:
                 entry.bad("filters", "a path can be rewritten for the whole rule only")
             entry.done()
-            if weight != 0:
-                out.append(Share(ref, weight or 1, found.request, found.response, found.rewrite))
+            share = 1 if weight is None else weight
+            out.append(Share(ref, share, found.request, found.response, found.rewrite))
         return tuple(out)
 
     def name(self, f: Fields, number: int) -> str:

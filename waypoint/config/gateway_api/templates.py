@@ -52,7 +52,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A backendRef with a weight."""
+    """A backendRef with a weight; 0 takes nothing."""
 
     ref: Reference
     weight: int = 1
