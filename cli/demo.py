@@ -26,6 +26,7 @@ class Demo:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+        self.name = lab.name
 
     def pod(self, app: str) -> str:
         """NS/POD of the running pod with this app label."""
@@ -43,7 +44,7 @@ class Demo:
         step(
             1,
             "Every pod of the labelled namespace is captured, and it is proved",
-            f"ambit lab get pods -A --name {NAME}",
+            f"ambit lab get pods -A --name {self.name}",
         )
         rows = []
         for p in self.lab.pods():
@@ -71,7 +72,7 @@ class Demo:
         step(
             2,
             "Real traffic: who talks to whom, as which identity, over which path",
-            f"ambit lab logs ztunnel/node1 --name {NAME}",
+            f"ambit lab logs ztunnel/node1 --name {self.name}",
         )
         for _ in range(5):
             done = self.get("frontend", "http://localhost:8080/")
@@ -108,7 +109,7 @@ class Demo:
         step(
             3,
             "On the wire between the nodes",
-            f"ambit lab capture node1 --name {NAME} -- {' '.join(args[:-1])} '{args[-1]}'",
+            f"ambit lab capture node1 --name {self.name} -- {' '.join(args[:-1])} '{args[-1]}'",
         )
         capture = self.lab.capture("node1", args)
         for _ in range(5):
@@ -133,7 +134,7 @@ class Demo:
         step(
             4,
             "A policy denies one caller; the others pass",
-            f"ambit lab apply -f {file.relative_to(EXAMPLES.parent.parent)} --name {NAME}",
+            f"ambit lab apply -f {file.relative_to(EXAMPLES.parent.parent)} --name {self.name}",
         )
         self.lab.apply([file])
         start = time.monotonic()
@@ -201,15 +202,15 @@ class Demo:
         self.wire()
         self.policy()
         self.metrics()
-        SecondAct(self.lab, self.pod, NAME).run()
+        SecondAct(self.lab, self.pod, self.name).run()
 
 
 def main(args: argparse.Namespace) -> int:
     """Bring the lab up, show the steps, take it down (or leave it with --keep)."""
     began = time.monotonic()
     say(f"{BOLD}0. A lab of two nodes with a small shop{OFF}")
-    say(f"{DIM}   $ ambit lab up lab/examples/shop.yaml --name {NAME}{OFF}")
-    lab = Lab(NAME)
+    say(f"{DIM}   $ ambit lab up lab/examples/shop.yaml --name {args.name}{OFF}")
+    lab = Lab(args.name)
     failed = False
     try:
         lab.up([EXAMPLES / "shop.yaml"], replace=True)
@@ -218,16 +219,16 @@ def main(args: argparse.Namespace) -> int:
     except (MeshError, subprocess.SubprocessError, OSError) as e:
         failed = True
         say(f"\n{RED}demo: {e}{OFF}")
-        say(f"      look inside with: ambit status --name {NAME}")
+        say(f"      look inside with: ambit status --name {args.name}")
     except KeyboardInterrupt:
         say("\ninterrupted")
         failed = True
     finally:
         if args.keep:
-            say(f"\nThe lab stays up. Try:\n   .venv/bin/ambit status --name {NAME}")
-            say(f"   .venv/bin/ambit ztunnel connections --name {NAME}")
-            say(f"   .venv/bin/ambit lab exec --name {NAME} shop/cart -- curl -s catalog:8080")
-            say(f"   .venv/bin/ambit lab down --name {NAME}")
+            say(f"\nThe lab stays up. Try:\n   .venv/bin/ambit status --name {args.name}")
+            say(f"   .venv/bin/ambit ztunnel connections --name {args.name}")
+            say(f"   .venv/bin/ambit lab exec --name {args.name} shop/cart -- curl -s catalog:8080")
+            say(f"   .venv/bin/ambit lab down --name {args.name}")
         else:
             lab.down()
     if not failed:
@@ -239,4 +240,5 @@ def register(subparsers: Any) -> None:
     """Add `ambit demo`."""
     p = subparsers.add_parser("demo", help="a mesh you can watch work", description=__doc__)
     p.add_argument("--keep", action="store_true", help="leave the lab up")
+    p.add_argument("--name", default=NAME, help=f"name of its lab (default {NAME})")
     p.set_defaults(run=main)
