@@ -118,6 +118,7 @@ class _Watch:
     repeat: set[str] = field(default_factory=set)  # names to answer even if unchanged
     seen: int = -1  # version of the snapshot that `sent` is current with
     keeps: bool = False  # the client still has what is gone
+    reached: int = -1  # version of the snapshot that the client has answered for
 
 
 class DeltaConnection:
@@ -143,6 +144,16 @@ class DeltaConnection:
             }
             for t, w in self._watches.items()
         }
+
+    @property
+    def reached(self) -> int:
+        """The version of the snapshot that the client has answered for in all it has asked for.
+
+        -1 as long as it has not asked for the last type but one: it is still beginning.
+        """
+        if self._served.types[-2] not in self._watches:
+            return -1
+        return min(w.reached for w in self._watches.values())
 
     def receive_untrusted(self, request: Request, snapshot: Snapshot) -> list[Response]:
         """Take one request; returns what to send now. Raises BadInput on a broken protocol."""
@@ -198,6 +209,7 @@ class DeltaConnection:
         else:
             self._refuse(request, watch)
         watch.waiting, watch.last = "", ()
+        watch.reached = watch.seen
 
     def _refuse(self, request: Request, watch: _Watch) -> None:
         named = tuple(r for r in watch.last if _names(request.error, r.name))
@@ -235,6 +247,7 @@ class DeltaConnection:
         owed, watch.owed, watch.seen = watch.owed, False, snapshot.version
         watch.repeat.clear()
         if not due and not removed and not owed:
+            watch.reached = watch.seen
             return None
         for resource in due:
             watch.sent[resource.name] = resource.version

@@ -71,12 +71,14 @@ class Engine:
         self._status = status
         self._deployer = deployer
         self._poked = False
+        self._reacting: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        hub.progress = self._progress
         self._metrics = metrics
         self._known: dict[Key, int] = {}
         self._said: dict[Key, Condition] = {}
         self._lock = asyncio.Lock()
         self._keys = JwksFetcher(self._take_keys)
-        self._fetched = False
 
     @property
     def problems(self) -> list[str]:
@@ -91,7 +93,7 @@ class Engine:
 
     async def _take_keys(self, jwks: Mapping[str, Jwks]) -> None:
         self.waypoints.rules.take_keys(jwks)
-        self._fetched = True
+        self._poked = True
         await self.refresh()
 
     async def _follow(self) -> None:
@@ -109,6 +111,28 @@ class Engine:
                 log.error("objects: %s; the last state is served", e)
                 await asyncio.sleep(1)
 
+    def react(self) -> None:
+        """Look again at once: something beside the objects has changed. From the loop."""
+        self._poked = True
+        if not self._reacting:
+            task = asyncio.ensure_future(self.refresh())
+            self._reacting.add(task)
+            task.add_done_callback(self._reacting.discard)
+
+    def _look_again(self, seen: float) -> None:
+        due = self.waypoints.due(seen)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, due - time.monotonic()), self.react)
+
+    def _progress(self) -> None:
+        """A waypoint has answered: what was held back for it may be told."""
+        if self.waypoints.due(time.monotonic()) is not None:
+            self.react()
+
     def poke(self) -> None:
         """Look again soon: something beside the objects has changed. From any thread."""
         self._poked = True
@@ -119,27 +143,31 @@ class Engine:
             seen = time.monotonic()
             found, gone = await asyncio.to_thread(self._source.changes, self._known)
             self._metrics.problems.set(len(await asyncio.to_thread(self._source.problems)))
-            if not found and not gone and self.synced and not self._fetched:
+            if not found and not gone and self.synced and not self._poked:
                 return
-            self._fetched = False
+            self._poked = False
             self._known.update({key: revision for key, (revision, _) in found.items()})
             for key in gone:
                 del self._known[key]
             changed = {key: obj for key, (_, obj) in found.items() if key.kind in KINDS}
             for key in [*changed, *(k for k in gone if k.kind in KINDS)]:
                 self._metrics.triggers.inc(key.kind.lower())
-            snapshot = self.registry.update(changed, gone)
+            snapshot = self.registry.update(changed, gone, seen)
             for type_url, resources in snapshot.resources.items():
                 self._metrics.resources.labels(short_type(type_url)).set(len(resources))
-            guards = self.waypoints.update(changed, gone, self._deployer.troubles())
+            guards = self.waypoints.update(changed, gone, self._deployer.troubles(), seen)
             if guards:
                 snapshot = self.registry.guard(guards)
+            released = self.waypoints.release(seen, self._hub.reached)
+            if released:
+                snapshot = self.registry.rebind(released)
             self._deployer.want(self.waypoints.gateways)
             # Waypoints first: who is told to pass one finds it ready for what is sent there.
             self._hub.publish_waypoints(self.waypoints.snapshots, seen)
             self._hub.publish(snapshot, seen)
             self.synced = True
             self._keys.want(self.waypoints.rules.security.jwks_uris())
+            self._look_again(seen)
             now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             said = self._news()
             written = await asyncio.to_thread(self._status.write, changed, gone, said, now)

@@ -133,8 +133,11 @@ class Registry:
 
     # ---- changes -----------------------------------------------------------------------------
 
-    def update(self, changed: Mapping[Key, Object], gone: set[Key]) -> Snapshot:
-        """Take in changes; returns the snapshot, the same one when no resource changed."""
+    def update(self, changed: Mapping[Key, Object], gone: set[Key], now: float = 0.0) -> Snapshot:
+        """Take in changes; returns the snapshot, the same one when no resource changed.
+
+        now: monotonic time, for bindings that are held back.
+        """
         for key in [*changed, *gone]:
             take = self._takers.get(key.kind)
             if take is not None:
@@ -142,10 +145,14 @@ class Registry:
         if self._peers_changed:
             self._peers_changed = False
             self._index_peers()
-        for bound in self.bindings.settle():
-            if bound.kind == "Pod":
-                self._dirty.add((bound.namespace, bound.name))
-            elif record := self._service((bound.namespace, bound.name)):
+        return self.rebind(self.bindings.settle(now))
+
+    def rebind(self, bound: Iterable[Key]) -> Snapshot:
+        """Publish Services and Pods with their waypoints as they are now; see update()."""
+        for key in bound:
+            if key.kind == "Pod":
+                self._dirty.add((key.namespace, key.name))
+            elif record := self._service((key.namespace, key.name)):
                 self._publish(record)
         return self._settle()
 
@@ -238,9 +245,9 @@ class Registry:
 
     def _publish(self, record: ServiceRecord) -> None:
         service = record.service
-        bound = self.bindings.of(Key("Service", service.namespace, service.name))
+        address = self.bindings.address(Key("Service", service.namespace, service.name))
         self._touched.add(service.key)
-        resource = service_resource(replace(service, waypoint=bound.address))
+        resource = service_resource(replace(service, waypoint=address))
         self._put(ADDRESS_TYPE, service.key, resource)
 
     def _touch_members(self, service: ServiceKey, *records: ServiceRecord | None) -> None:
@@ -357,7 +364,7 @@ class Registry:
             services=services,
             authorization_policies=tuple(sorted(policies)),
             locality=self._nodes.get(pod.node, Locality()),
-            waypoint=self.bindings.of(Key("Pod", pod.namespace, pod.name)).address,
+            waypoint=self.bindings.address(Key("Pod", pod.namespace, pod.name)),
         )
 
     def _services_of(self, pod: PodRecord) -> dict[str, tuple[Port, ...]]:

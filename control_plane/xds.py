@@ -58,11 +58,18 @@ def _response(response: Response) -> discovery_pb2.DeltaDiscoveryResponse:
 class Channel:
     """The newest snapshot for one kind of client, and who wants to know of the next one."""
 
-    def __init__(self, served: TypeSet) -> None:
+    def __init__(self, served: TypeSet, progress: Callable[[], None] = lambda: None) -> None:
         self.served = served
+        self.progress = progress  # called when a client has answered
         self.snapshot = Snapshot()
         self.published_at = 0.0  # monotonic time at which the change behind it was seen
         self.streams: set[Stream] = set()
+
+    @property
+    def reached(self) -> int | None:
+        """The version that every client which has one at all has answered for; None: no client."""
+        found = [s.state.reached for s in self.streams]
+        return min((r for r in found if r >= 0), default=None)
 
     def publish(self, snapshot: Snapshot, seen_at: float) -> None:
         """Make a snapshot the newest one."""
@@ -78,6 +85,12 @@ class Hub:
     def __init__(self) -> None:
         self.proxies = Channel(PROXY)
         self.waypoints: dict[str, Channel] = {}
+        self.progress: Callable[[], None] = lambda: None  # called when a waypoint has answered
+
+    def reached(self, waypoint: str) -> int | None:
+        """The version that all connected pods of a waypoint have; None: none is connected."""
+        channel = self.waypoints.get(waypoint)
+        return channel.reached if channel is not None else None
 
     @property
     def snapshot(self) -> Snapshot:
@@ -98,7 +111,7 @@ class Hub:
         """Tell waypoints. One that is not named any more keeps what it has, while it drains."""
         for name, snapshot in snapshots.items():
             if name not in self.waypoints:
-                self.waypoints[name] = Channel(ENVOY)
+                self.waypoints[name] = Channel(ENVOY, lambda: self.progress())
             self.waypoints[name].publish(snapshot, seen_at)
         for name in [n for n, c in self.waypoints.items() if n not in snapshots and not c.streams]:
             del self.waypoints[name]
@@ -167,6 +180,8 @@ class Stream:
                 responses = self.state.receive_untrusted(_request(pb), self._channel.snapshot)
                 self._report_nacks()
                 await self._write(responses, started)
+            if pb.response_nonce:
+                self._channel.progress()
 
     async def _push(self) -> None:
         while True:

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from control_plane.kubernetes.naming import FIELD_MANAGER
 from control_plane.metrics import Counter
-from control_plane.waypoints.deploying import GatewayKey, Gateways, Trouble
+from control_plane.waypoints.deploying import Gateways, Trouble
+from control_plane.waypoints.holding import GatewayKey
 from mesh.errors import BadInput, Unavailable
 from mesh.kube.api import APPLY, Api, ApiError
 from mesh.kube.kinds import Kind

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from control_plane.translate.pods import PodRecord
+from control_plane.waypoints.holding import GatewayKey, Holds
 from mesh.manifest import Key
+from mesh.model import Gateway as Address
 from waypoint.config.binding import (
     FREE,
     SILENT,
@@ -31,7 +33,6 @@ from waypoint.config.gateways import (
 log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
-GatewayKey = tuple[str, str]  # namespace, name
 KINDS: Final = frozenset({"Gateway", "GatewayClass", "Namespace"})
 _UNREADABLE: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -53,6 +54,9 @@ class Bindings:
         self._served: dict[GatewayKey, set[Key]] = defaultdict(set)
         self._pods: dict[GatewayKey, dict[str, bool]] = defaultdict(dict)  # name: ready
         self._dirty: set[Key] = set()
+        self._fresh: set[Key] = set()  # not seen before the last settle()
+        self._before: dict[Key, Attachment] = {}  # what node proxies are told still
+        self.holds = Holds()
         self._rebound: set[Key] = set()
         self._changed: set[GatewayKey] = set()
 
@@ -139,6 +143,8 @@ class Bindings:
         elif here.get(key) == wish:
             return
         else:
+            if key not in here:
+                self._fresh.add(key)
             here[key] = wish
         self._want(key)
 
@@ -159,7 +165,7 @@ class Bindings:
 
     # ---- what follows ------------------------------------------------------------------------
 
-    def settle(self) -> set[Key]:
+    def settle(self, now: float) -> set[Key]:
         """Bind anew what was touched; returns what is bound otherwise than before."""
         changed = set()
         for key in self._dirty:
@@ -168,6 +174,7 @@ class Bindings:
             if new == old:
                 continue
             changed.add(key)
+            self._hold(key, old, new, now)
             if old.gateway:
                 self._served[old.gateway].discard(key)
             if new.gateway:
@@ -177,8 +184,30 @@ class Bindings:
             else:
                 self._bound[key] = new
         self._dirty.clear()
+        self._fresh.clear()
         self._rebound |= changed
         return changed
+
+    def _hold(self, key: Key, old: Attachment, new: Attachment, now: float) -> None:
+        """Go on as before until the waypoint listens, where that was directly."""
+        told = self._before.pop(key, old)
+        self.holds.drop(key)
+        ready = new.condition is None or new.condition.status
+        direct = told.address is None and key not in self._fresh
+        if direct and new.address is not None and new.gateway and ready:
+            self._before[key] = told
+            self.holds.hold(key, new.gateway, now)
+
+    def release(self, now: float, reached: Callable[[GatewayKey], int | None]) -> set[Key]:
+        """Name the bindings that node proxies are to be told of now (see Holds)."""
+        out = self.holds.release(now, reached)
+        for key in out:
+            self._before.pop(key, None)
+        return out
+
+    def address(self, key: Key) -> Address | None:
+        """What node proxies are told of the waypoint of a Service or Pod."""
+        return self._before.get(key, self.of(key)).address
 
     def _attach(self, key: Key) -> Attachment:
         want = self._wanted.get(key)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from control_plane.waypoints.holding import GatewayKey
 from mesh.errors import BadInput
 from waypoint.config.gateways import GatewayRecord
 from waypoint.config.infrastructure import Runtime, objects
 
-GatewayKey = tuple[str, str]  # namespace, name
 Gateways = Mapping[GatewayKey, GatewayRecord]
 
 

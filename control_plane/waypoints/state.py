@@ -7,16 +7,16 @@ Follows a Registry. A change makes anew what depends on it: the values of what a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from control_plane.registry import Registry
 from control_plane.resources import Resource, Snapshot
 from control_plane.translate.pods import MeshConfig
 from control_plane.waypoints import rules
-from control_plane.waypoints.bindings import GatewayKey
 from control_plane.waypoints.deploying import Trouble
 from control_plane.waypoints.guards import Guards
+from control_plane.waypoints.holding import GatewayKey
 from control_plane.waypoints.rules import Rules
 from control_plane.waypoints.serving import Serving, Translator, encode
 from control_plane.waypoints.telling import Teller
@@ -43,6 +43,7 @@ class Waypoints:
         self._registry = registry
         self._bindings = registry.bindings
         self._translator = translator
+        self._now = 0.0
         self._serving: dict[GatewayKey, Serving] = {}
         self._at: dict[Key, GatewayKey] = {}  # where something is listened for
         self._uses: dict[GatewayKey, dict[str, frozenset[BackendRef]]] = {}
@@ -67,11 +68,13 @@ class Waypoints:
         changed: Mapping[Key, Object],
         gone: set[Key],
         troubles: Mapping[GatewayKey, Trouble] | None = None,
+        now: float = 0.0,
     ) -> Mapping[str, Authorization | None]:
         """Take in a change; returns policies for the pods of services, by key (see Guards).
 
-        troubles: what stands in the way of Gateways' objects; None: as before.
+        troubles: what stands in the way of Gateways' objects; None: as before. now: monotonic.
         """
+        self._now = now
         touched, pods = self._take(changed, gone)
         services, targets, objects = self.rules.drain()
         rebound, gateways = self._bindings.drain()
@@ -83,6 +86,9 @@ class Waypoints:
             keys |= self._bindings.served(where)
         for key in keys:
             dirty |= self._rebind(key)
+        for where, key in self._bindings.holds.left(now):
+            if where in self._serving and self._serving[where].unbind(key):
+                dirty.add(where)
         used = set()
         for where in dirty:
             used |= self._use(where)
@@ -90,12 +96,14 @@ class Waypoints:
             self._send(service)
         for where, serving in self._serving.items():
             self._finish(where, serving)
+        self._bindings.holds.made(lambda where: self._version(where))
         gateways |= {
             g for g, record in self._bindings.gateways.items() if self._address(record) in touched
         }
         if troubles is not None:
             gateways |= self._teller.take_troubles(troubles)
         concerned = services | used | self._services_of(rebound)
+        rebound = {key for key in rebound if key not in self._bindings.holds}
         self._teller.tell(rebound, gateways, concerned, targets, objects)
         covered = self._services_of(self._covered((), targets)) | self._services_of(rebound)
         return self._guards.update(touched | covered)
@@ -116,6 +124,20 @@ class Waypoints:
                 self.rules.put_service(name, record.service, record.port_names)
         return touched, pods
 
+    def release(self, now: float, reached: Callable[[str], int | None]) -> set[Key]:
+        """Name the bindings that may be told to node proxies now, and tell their objects.
+
+        reached: the version that all pods of a waypoint ("namespace/name") have, None for none.
+        """
+        released = self._bindings.release(now, lambda where: reached("/".join(where)))
+        services = self._services_of(released)
+        self._teller.tell(released, (), services, set(), set())
+        return released
+
+    def due(self, now: float) -> float | None:
+        """When to look again though nothing changes; None: not at all."""
+        return self._bindings.holds.due(now)
+
     # ---- waypoints ---------------------------------------------------------------------------
 
     def _describe(self, where: GatewayKey) -> bool:
@@ -131,6 +153,10 @@ class Waypoints:
             self._serving[where] = Serving(waypoint)
             return True
         return serving.describe(waypoint)
+
+    def _version(self, where: GatewayKey) -> int:
+        serving = self._serving.get(where)
+        return serving.snapshot.version if serving is not None else 0
 
     def _address(self, gateway: GatewayRecord) -> str:
         """Key of the Service made for a Gateway."""
@@ -170,16 +196,24 @@ class Waypoints:
         value = self._value(key, new) if new and new in self._serving else None
         if old is not None and (value is None or old != new):
             del self._at[key]
-            if old in self._serving and self._serving[old].unbind(key):
+            if self._exists(key):  # node proxies hear of it a moment later
+                self._bindings.holds.leave(old, key, self._now)
+            elif old in self._serving and self._serving[old].unbind(key):
                 dirty.add(old)
         if new and value is not None:
             try:
                 if self._serving[new].bind(key, value, self._translator):
                     dirty.add(new)
                 self._at[key] = new
+                self._bindings.holds.stay(new, key)
             except Exception:  # one object's must not be everybody's
                 log.exception("%s: cannot be translated; it stays as it was", key)
         return dirty
+
+    def _exists(self, key: Key) -> bool:
+        if key.kind == "Service":
+            return self._registry.service(key.namespace, key.name) is not None
+        return self._registry.workload(key.namespace, key.name) is not None
 
     def _value(self, key: Key, where: GatewayKey) -> Bound | BoundWorkload | None:
         gateway = self._bindings.gateways[where]

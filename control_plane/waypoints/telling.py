@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from control_plane.registry import Registry
-from control_plane.waypoints.bindings import GatewayKey
 from control_plane.waypoints.deploying import Trouble
+from control_plane.waypoints.holding import GatewayKey
 from control_plane.waypoints.rules import Rules
 from control_plane.waypoints.statuses import Statuses
 from mesh.manifest import Key

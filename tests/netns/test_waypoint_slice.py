@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -155,12 +157,30 @@ def test_pod_addresses_pass_a_waypoint_for_workloads(wp: Shop) -> None:
     name = wp.lab.pod(f"{NS}/echo-v2")["metadata"]["name"]
     wp.lab.label("Pod", NS, name, {"istio.io/use-waypoint": "pods"})
     wp.until(lambda: through(wp, **at_pod))
-    assert wp.condition("Pod", name, BOUND)["status"] == "True"
+    told = wp.until(lambda: wp.condition("Pod", name, BOUND))
+    assert told["status"] == "True"
     assert through(wp)  # by its service: the service's own waypoint
     wp.lab.delete([mine])
     wp.until(lambda: wp.ask(**at_pod).status == 0)
     wp.lab.label("Pod", NS, name, {"istio.io/use-waypoint": None})
     wp.until(lambda: wp.ask(**at_pod).status == 200)
+
+
+def test_binding_and_unbinding_lose_no_request(wp: Shop) -> None:
+    """Labels come and go under requests, each on a connection of its own: none fails."""
+    command = f"while :; do curl -s -o /dev/null -w '%{{http_code}}\n' http://echo.{NS}/; done"
+    asking = wp.lab.popen(f"{NS}/client", ["sh", "-c", command])
+    try:
+        for value in ("none", None, "none", None):
+            time.sleep(1)
+            wp.lab.label("Service", NS, "echo", {"istio.io/use-waypoint": value})
+            wp.until(lambda v=value: through(wp) == (v is None))
+        time.sleep(4)  # past the time that the waypoint listens for what has left
+    finally:
+        asking.terminate()
+    codes = Counter(asking.communicate(timeout=10)[0].split())
+    assert codes["200"] > 100
+    assert set(codes) == {"200"}, codes
 
 
 def test_nothing_of_a_deleted_gateway_is_left(wp: Shop) -> None:

@@ -124,11 +124,13 @@ def test_labels_move_a_service_between_waypoints() -> None:
     cart = service("cart", "10.96.0.7", {"app": "cart"})
     cart["metadata"]["labels"] = {"istio.io/use-waypoint": "wp2"}
     w.apply(cart)
+    w.later()
     assert CART not in w.names("cds")
     assert CART in w.names("cds", "shop/wp2")
     assert w.condition("Service", "cart", BOUND) == (False, "WaypointIsNotReady")
     cart["metadata"]["labels"] = {"istio.io/use-waypoint": "none"}
     w.apply({**cart, "metadata": {**cart["metadata"], "generation": 3}})
+    w.later()
     assert CART not in w.names("cds", "shop/wp2")
     assert w.address("shop/cart.shop.svc.cluster.local").waypoint is None
     assert w.condition("Service", "cart", BOUND) is None
@@ -137,10 +139,86 @@ def test_labels_move_a_service_between_waypoints() -> None:
 def test_the_namespaces_label_binds_all_at_once() -> None:
     w = shop()
     w.apply(namespace(dataplane_mode="ambient"))
+    assert told(w) is None
+    w.later()
     assert w.names("eds") == set()
-    assert w.address("shop/cart.shop.svc.cluster.local").waypoint is None
     w.apply(namespace(**AMBIENT))
     assert w.names("eds") == {CART, PAY}
+    w.later()
+    assert told(w) == "wp.shop.svc.cluster.local"
+
+
+def told(w: World, service: str = "cart") -> str | None:
+    """The waypoint that node proxies know of."""
+    found = w.address(f"shop/{service}.shop.svc.cluster.local").waypoint
+    return found.hostname if found else None
+
+
+def test_a_service_goes_directly_until_its_waypoint_listens() -> None:
+    """Its pods must have answered for the snapshot that has it; the status waits, too."""
+    w = shop()
+    w.apply(namespace(dataplane_mode="ambient"))
+    w.later()
+    w.reached["shop/wp"] = w.snapshot().version
+    w.apply(namespace(**AMBIENT))
+    assert CART in w.names("cds")
+    assert told(w) is None
+    assert w.condition("Service", "cart", BOUND) is None
+    w.later(0.1)
+    assert told(w) is None
+    w.reached["shop/wp"] = w.snapshot().version
+    w.later(0.0)
+    assert told(w) == "wp.shop.svc.cluster.local"
+    assert w.condition("Service", "cart", BOUND) == (True, "WaypointAccepted")
+
+
+def test_a_waypoint_that_does_not_answer_is_waited_for_two_seconds() -> None:
+    w = shop()
+    w.apply(namespace(dataplane_mode="ambient"))
+    w.later()
+    w.reached["shop/wp"] = w.snapshot().version
+    w.apply(namespace(**AMBIENT))
+    w.later(1.9)
+    assert told(w) is None
+    w.later(0.2)
+    assert told(w) == "wp.shop.svc.cluster.local"
+
+
+def test_new_services_and_refused_ones_wait_for_nothing() -> None:
+    """Nothing passes around its waypoint at its beginning."""
+    w = shop()
+    w.reached["shop/wp"] = w.snapshot().version
+    w.apply(service("new", "10.96.0.9", {"app": "cart"}))
+    assert told(w, "new") == "wp.shop.svc.cluster.local"
+    w.delete(gateway())
+    assert told(w) == "wp.shop.svc.cluster.local"
+    w.apply(gateway())
+    assert told(w) == "wp.shop.svc.cluster.local"
+
+
+def test_a_waypoint_listens_a_while_for_what_has_left() -> None:
+    """Node proxies hear of it a moment later; what is deleted goes at once."""
+    w = shop()
+    w.apply(namespace(dataplane_mode="ambient"))
+    assert told(w) is None
+    w.later(2.0)
+    assert CART in w.names("cds")
+    w.delete(service("pay", "10.96.0.8", {}))
+    w.later(1.1)
+    assert CART not in w.names("cds")
+    w.apply(namespace(**AMBIENT))
+    w.delete(service("cart", "10.96.0.7", {}))
+    assert CART not in w.names("cds")
+
+
+def test_a_binding_that_comes_back_stays() -> None:
+    w = shop()
+    before = w.snapshot()
+    w.apply(namespace(dataplane_mode="ambient"))
+    w.apply(namespace(**AMBIENT))
+    w.later()
+    assert w.changed(before) == {}
+    assert told(w) == "wp.shop.svc.cluster.local"
 
 
 def test_a_deleted_gateway_refuses() -> None:

@@ -82,6 +82,8 @@ class World:
         self.translator = Counting()
         self.waypoints = Waypoints(CONFIG, self.registry, self.translator)
         self.statuses: dict[Key, Status] = {}
+        self.now = 100.0
+        self.reached: dict[str, int] = {}  # by waypoint, what its pods have answered for
         self.apply(*objects)
 
     def apply(self, *objects: dict[str, Any]) -> None:
@@ -90,11 +92,17 @@ class World:
     def delete(self, *objects: dict[str, Any]) -> None:
         self._update({}, {key_of(o) for o in objects})
 
+    def later(self, seconds: float = 10.0) -> None:
+        """Time passes and nothing else happens."""
+        self.now += seconds
+        self._update({}, set())
+
     def _update(self, changed: dict[Key, Any], gone: set[Key]) -> None:
-        self.registry.update(changed, gone)
-        guards = self.waypoints.update(changed, gone)
+        self.registry.update(changed, gone, self.now)
+        guards = self.waypoints.update(changed, gone, now=self.now)
         if guards:
             self.registry.guard(guards)
+        self.registry.rebind(self.waypoints.release(self.now, self.reached.get))
         for key, status in self.waypoints.statuses.drain().items():
             if status is None:
                 self.statuses.pop(key, None)
