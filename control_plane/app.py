@@ -85,6 +85,7 @@ class ControlPlane:
             self.hub,
             self._backend.status,
             self._backend.deployer,
+            self._backend.refer,
             self.metrics,
         )
         self._discovery = DiscoveryService(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from control_plane.authn import SignedTokens, TokenVerifier
@@ -16,6 +16,7 @@ from control_plane.options import FolderOptions, Options
 from control_plane.status import StatusSink, StatusWriter
 from control_plane.waypoints.deploying import Deployer, FolderDeployer
 from mesh.errors import ConfigError
+from mesh.manifest import Key
 from mesh.store import FolderStore
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ class Backend(Protocol):
     @property
     def deployer(self) -> Deployer:
         """Who makes the objects of Gateways."""
+
+    def refer(self, keys: Iterable[Key]) -> None:
+        """Say which ConfigMaps and Secrets are referred to, where not all of them are read."""
 
     @property
     def verifier(self) -> TokenVerifier:
@@ -67,6 +71,9 @@ class FolderBackend:
         self.status = StatusWriter(self.source)
         self.deployer = FolderDeployer(self.source.get)
         self._looking: asyncio.Task[None] | None = None
+
+    def refer(self, keys: Iterable[Key]) -> None:
+        """See Backend; the folder is read whole."""
 
     async def start(self) -> None:
         """See Backend."""

@@ -6,7 +6,7 @@ import asyncio
 import datetime
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from control_plane import registry
@@ -61,6 +61,7 @@ class Engine:
         hub: Hub,
         status: StatusSink,
         deployer: Deployer,
+        refer: Callable[[set[Key]], None],
         metrics: Metrics,
     ) -> None:
         self.registry = registry
@@ -70,6 +71,7 @@ class Engine:
         self._hub = hub
         self._status = status
         self._deployer = deployer
+        self._refer = refer
         self._poked = False
         self._reacting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -162,6 +164,7 @@ class Engine:
             if released:
                 snapshot = self.registry.rebind(released)
             self._deployer.want(self.waypoints.gateways)
+            self._refer(self.waypoints.rules.references())
             # Waypoints first: who is told to pass one finds it ready for what is sent there.
             self._hub.publish_waypoints(self.waypoints.snapshots, seen)
             self._hub.publish(snapshot, seen)

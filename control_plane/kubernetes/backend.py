@@ -18,12 +18,14 @@ from control_plane.kubernetes.election import LeaderElection
 from control_plane.kubernetes.events import Events
 from control_plane.kubernetes.kinds import KINDS
 from control_plane.kubernetes.naming import COMPONENT, LEASE
+from control_plane.kubernetes.referenced import ReferencedObjects
 from control_plane.kubernetes.roots import RootMaps, waypoint_namespaces
 from control_plane.kubernetes.source import KubernetesSource
 from control_plane.kubernetes.status import StatusApplier
 from control_plane.kubernetes.tokens import ReviewedTokens
 from control_plane.metrics import Metrics
 from control_plane.options import ClusterOptions, Options
+from control_plane.waypoints.providers import NAME as MESH_CONFIG
 from control_plane.waypoints.providers import configmap_kind
 from mesh.kube.api import Api
 from mesh.manifest import Key
@@ -124,7 +126,12 @@ class KubernetesBackend:
             clock,
             read,
         )
-        self.source = ClusterSource(self._objects, lambda: self._ca.problems)
+        mesh = Key("ConfigMap", options.root_namespace, MESH_CONFIG)
+        self._referenced = ReferencedObjects(self._api, self._objects.cache, [mesh])
+        self.source = ClusterSource(
+            self._objects, lambda: [*self._ca.problems, *self._referenced.problems()]
+        )
+        self.refer = self._referenced.want
         self.status = self._status
         self.deployer = self._deployer
         self.verifier = self._tokens
@@ -151,6 +158,7 @@ class KubernetesBackend:
         self._election.start()
         self._status.start()
         self._deployer.start()
+        self._referenced.start()
         said = time.monotonic()
         while not (self._objects.synced and self._current.ready):
             await asyncio.sleep(_LOOK)
@@ -166,6 +174,7 @@ class KubernetesBackend:
         await asyncio.to_thread(self._election.stop)
         await asyncio.to_thread(self._status.stop)
         await asyncio.to_thread(self._deployer.stop)
+        await asyncio.to_thread(self._referenced.stop)
         await asyncio.to_thread(self._ca.stop)
         await asyncio.to_thread(self._objects.close)
         self._tokens.close()

@@ -116,6 +116,11 @@ class Rules:
         self._services |= self.gateway_api.put_service(key, service, port_names)
         self._services.add(key)
 
+    def references(self) -> set[Key]:
+        """Name the ConfigMaps and Secrets that objects refer to."""
+        found = {Key("ConfigMap", *name) for name in self.gateway_api.config_maps()}
+        return found | {Key("Secret", *name) for name in self.istio.secrets()}
+
     def drain(self) -> tuple[set[str], set[Target], set[Key]]:
         """Say what is touched since the last call: services, targets of security, objects."""
         out = self._services, self._targets, self._objects
