@@ -2,7 +2,8 @@
 
 8080  HTTP: who called as this server sees it, and the request, as JSON. The query asks for more:
       status=503 (the answer's), delay=0.5 (seconds before it), flaky=2 with id=TEXT (503 for the
-      first two requests of that id), bytes=1000 (of padding). /count says how many there were
+      first two requests of that id), bytes=1000 (of padding), only=v2 (servers of
+      another version take no notice of the query). /count says how many there were
 9000  TCP: sends back what it gets, until the end of the stream
 9001  TCP: reads to the end of the stream, then says how many bytes it was (needs half-close)
 9002  TCP: the same as a slow reader, a kilobyte every tenth of a second
@@ -65,7 +66,7 @@ class HttpEcho(BaseHTTPRequestHandler):
             "version": self.version,
             "method": self.command,
             "path": self.path,
-            "headers": dict(self.headers),
+            "headers": {n: ", ".join(self.headers.get_all(n, ())) for n in self.headers},
             "body": body.decode("utf-8", "replace"),
             "padding": "x" * number(asked, "bytes"),
         }
@@ -73,6 +74,8 @@ class HttpEcho(BaseHTTPRequestHandler):
             answer = {"requests": HttpEcho.requests}
         elif self.path != "/healthz":
             HttpEcho.requests += 1
+        if asked.get("only", self.version) != self.version:
+            asked = {}
         time.sleep(number(asked, "delay", float))
         raw = b"" if self.command == "HEAD" else json.dumps(answer).encode() + b"\n"
         self.send_response(self._status(asked))
