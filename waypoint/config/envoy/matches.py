@@ -128,16 +128,31 @@ _CODES: Final = {
 _SCHEMES: Final = {"http": 80, "https": 443}
 
 
-def redirect(match: RouteMatch, wanted: Redirect) -> Proto:
-    """envoy.config.route.v3.RedirectAction."""
+def _port_shown(wanted: Redirect, port: int) -> int | None:
+    """The port that Location must be given; a scheme's own need not be (RFC 9110, 4.2.3).
+
+    Without one Envoy takes the host that is set as it is, or else the request's with its port;
+    a request to port 80 has none in its Host.
+    """
+    own = _SCHEMES.get(wanted.scheme or "http")
+    if wanted.port is None and not wanted.scheme:
+        return port if wanted.host and port != own else None
+    target = own if wanted.port is None else wanted.port
+    if target == own and (wanted.host or port == _SCHEMES["http"]):
+        return None
+    return target
+
+
+def redirect(match: RouteMatch, wanted: Redirect, port: int) -> Proto:
+    """envoy.config.route.v3.RedirectAction, of requests to a service's `port`."""
     out: Proto = {"response_code": _CODES.get(wanted.code, "FOUND")}
     if wanted.scheme:
         out["scheme_redirect"] = wanted.scheme
     if wanted.host:
         out["host_redirect"] = wanted.host
-    port = wanted.port if wanted.port is not None else _SCHEMES.get(wanted.scheme)
-    if port:
-        out["port_redirect"] = port
+    shown = _port_shown(wanted, port)
+    if shown:
+        out["port_redirect"] = shown
     if wanted.path and wanted.full:
         out["path_redirect"] = wanted.path
     elif wanted.path:

@@ -45,7 +45,7 @@ def route_configuration(bound: Bound, port: Port) -> Proto:
         own = cluster_name(BackendRef(bound.service.key, number))
         routes = [_plain(own, hashed)]
     else:
-        routes = [_route(rule, hashed) for rule in rules]
+        routes = [_route(rule, hashed, number) for rule in rules]
     return _configuration(route_name(bound.service.key, number), routes, bound.security)
 
 
@@ -76,14 +76,14 @@ def _plain(cluster: str, hashed: list[Proto]) -> Proto:
     return {"name": "default", "match": {"prefix": "/"}, "route": action}
 
 
-def _route(rule: HttpRule, hashed: list[Proto]) -> Proto:
+def _route(rule: HttpRule, hashed: list[Proto], port: int) -> Proto:
     out: Proto = {"name": rule.name, "match": route_match(rule.match)}
     out |= _headers(rule.request_headers, rule.response_headers)
     per_filter = _per_filter(rule)
     if per_filter:
         out["typed_per_filter_config"] = per_filter
     if rule.redirect is not None:
-        out["redirect"] = redirect(rule.match, rule.redirect)
+        out["redirect"] = redirect(rule.match, rule.redirect, port)
     elif rule.response is not None:
         out["direct_response"] = _answer(rule.response.code, rule.response.body)
     elif not any(b.weight for b in rule.backends):
