@@ -128,7 +128,6 @@ class DeltaConnection:
         self._served = served
         self._watches: dict[str, _Watch] = {}
         self._nonce = 0
-        # Drained by the caller.
         self.nacks: list[Nack] = []
         self.accepted: list[Resource] = []
 
@@ -144,6 +143,12 @@ class DeltaConnection:
             }
             for t, w in self._watches.items()
         }
+
+    def drain(self) -> tuple[list[Resource], list[Nack]]:
+        """Return what the client has taken and refused since the last call."""
+        out = self.accepted, self.nacks
+        self.accepted, self.nacks = [], []
+        return out
 
     @property
     def reached(self) -> int:

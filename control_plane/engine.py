@@ -6,12 +6,14 @@ import asyncio
 import datetime
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from control_plane import registry
+from control_plane.delta import Nack
 from control_plane.metrics import Metrics, short_type
 from control_plane.registry import Registry
+from control_plane.resources import Resource
 from control_plane.status import StatusSink
 from control_plane.waypoints import state
 from control_plane.waypoints.deploying import Deployer
@@ -75,7 +77,7 @@ class Engine:
         self._poked = False
         self._reacting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        hub.progress = self._progress
+        hub.answered = self._answered
         self._metrics = metrics
         self._known: dict[Key, int] = {}
         self._said: dict[Key, Condition] = {}
@@ -130,9 +132,12 @@ class Engine:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, due - time.monotonic()), self.react)
 
-    def _progress(self) -> None:
+    def _answered(
+        self, waypoint: str, accepted: Sequence[Resource], refused: Sequence[Nack]
+    ) -> None:
         """A waypoint has answered: what was held back for it may be told."""
-        if self.waypoints.due(time.monotonic()) is not None:
+        news = self.waypoints.answered(waypoint, accepted, refused)
+        if news or self.waypoints.due(time.monotonic()) is not None:
             self.react()
 
     def poke(self) -> None:
@@ -170,6 +175,7 @@ class Engine:
             self._hub.publish(snapshot, seen)
             self.synced = True
             self._keys.want(self.waypoints.rules.security.jwks_uris())
+            self._metrics.refused_resources.set(self.waypoints.refused)
             self._look_again(seen)
             now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             said = self._news()

@@ -88,6 +88,11 @@ class Metrics:
         self.rejects = Counter(
             "pilot_total_xds_rejects", "Responses a proxy refused (NACK), by type.", ["type"], r
         )
+        self.refused_resources = Gauge(
+            "ambit_waypoint_refused_resources",
+            "Resources that waypoints refuse now; they go on with what worked before.",
+            registry=r,
+        )
         self.refused = Counter(
             "pilot_xds_authentication_failures", "xDS streams refused for their token.", [], r
         )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2
 
 from control_plane.authn import Caller, TokenVerifier, bearer_untrusted
-from control_plane.delta import ENVOY, PROXY, DeltaConnection, Response, TypeSet
+from control_plane.delta import ENVOY, PROXY, DeltaConnection, Nack, Response, TypeSet
 from control_plane.metrics import Metrics, short_type
-from control_plane.resources import Snapshot
+from control_plane.resources import Resource, Snapshot
 from mesh.errors import BadInput, Unavailable
 from mesh.xds.delta import Request
 
@@ -55,12 +55,16 @@ def _response(response: Response) -> discovery_pb2.DeltaDiscoveryResponse:
     )
 
 
+# Called when a client has answered: what it has taken, and what it has refused.
+Answered = Callable[[Sequence[Resource], Sequence[Nack]], None]
+
+
 class Channel:
     """The newest snapshot for one kind of client, and who wants to know of the next one."""
 
-    def __init__(self, served: TypeSet, progress: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, served: TypeSet, answered: Answered = lambda *_: None) -> None:
         self.served = served
-        self.progress = progress  # called when a client has answered
+        self.answered = answered
         self.snapshot = Snapshot()
         self.published_at = 0.0  # monotonic time at which the change behind it was seen
         self.streams: set[Stream] = set()
@@ -85,7 +89,8 @@ class Hub:
     def __init__(self) -> None:
         self.proxies = Channel(PROXY)
         self.waypoints: dict[str, Channel] = {}
-        self.progress: Callable[[], None] = lambda: None  # called when a waypoint has answered
+        # Called with the name of a waypoint that has answered, and Answered's arguments.
+        self.answered: Callable[[str, Sequence[Resource], Sequence[Nack]], None] = lambda *_: None
 
     def reached(self, waypoint: str) -> int | None:
         """The version that all connected pods of a waypoint have; None: none is connected."""
@@ -111,10 +116,16 @@ class Hub:
         """Tell waypoints. One that is not named any more keeps what it has, while it drains."""
         for name, snapshot in snapshots.items():
             if name not in self.waypoints:
-                self.waypoints[name] = Channel(ENVOY, lambda: self.progress())
+                self.waypoints[name] = self._waypoint(name)
             self.waypoints[name].publish(snapshot, seen_at)
         for name in [n for n, c in self.waypoints.items() if n not in snapshots and not c.streams]:
             del self.waypoints[name]
+
+    def _waypoint(self, name: str) -> Channel:
+        def answered(accepted: Sequence[Resource], refused: Sequence[Nack]) -> None:
+            self.answered(name, accepted, refused)
+
+        return Channel(ENVOY, answered)
 
     def end_streams(self) -> None:
         """Close every stream."""
@@ -179,9 +190,10 @@ class Stream:
                 started = time.monotonic()
                 responses = self.state.receive_untrusted(_request(pb), self._channel.snapshot)
                 self._report_nacks()
+                accepted, refused = self.state.drain()
                 await self._write(responses, started)
             if pb.response_nonce:
-                self._channel.progress()
+                self._channel.answered(accepted, refused)
 
     async def _push(self) -> None:
         while True:
@@ -220,7 +232,6 @@ class Stream:
                 names,
                 nack.error,
             )
-        self.state.nacks.clear()
 
 
 class DiscoveryService(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]

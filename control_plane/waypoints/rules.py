@@ -19,7 +19,8 @@ from waypoint.config import gateway_api as gateway_config
 from waypoint.config import istio as istio_config
 from waypoint.config.gateway_api import GatewayApiIndex
 from waypoint.config.istio import IstioIndex, ServiceState, combine
-from waypoint.config.routing import Routes
+from waypoint.config.model import Bound
+from waypoint.config.routing import HttpRule, Routes, TcpRule
 from waypoint.config.security import Jwks, Security, SecurityIndex, Target, TargetState
 from waypoint.config.status import Status
 from waypoint.config.traffic import ServiceTraffic
@@ -153,6 +154,20 @@ class Rules:
     def security_of(self, targets: Iterable[Target]) -> Security:
         """Say what protects what all of these targets cover."""
         return self.security.security(*targets)
+
+    def culprits(self, bound: Bound, error: str) -> set[Key]:
+        """Name the objects that a service's routes and filters are made of.
+
+        Those that an error names by one of their rules, if any is.
+        """
+        rules: list[HttpRule | TcpRule] = []
+        for _, routes in bound.routes:
+            rules += [*(routes.http or ()), *(routes.tcp or ())]
+        named = {rule.origin for rule in rules if rule.name and rule.name in error}
+        if named:
+            return named
+        target = Target("Service", bound.service.namespace, bound.service.name)
+        return {rule.origin for rule in rules}.union(self.security.at(target))
 
     # ---- statuses ----------------------------------------------------------------------------
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from control_plane.resources import Resource, Snapshot, make_resource
+from envoy.config.listener.v3 import listener_pb2
+
+from control_plane.resources import LISTENER_TYPE, Resource, Snapshot, make_resource
+from control_plane.waypoints.refusals import Refusals, Trial
 from mesh.manifest import Key
 from waypoint.config.build import refs_of
+from waypoint.config.envoy.names import MAIN_INTERNAL
 from waypoint.config.model import Backend, Bound, BoundWorkload, Waypoint
 from waypoint.config.routing import BackendRef
 from waypoint.config.security import filters
 
+TRIAL: Final = "trial_internal"  # listener
 Encoded = Mapping[str, Mapping[str, bytes]]  # by type, by name
 
 
@@ -63,6 +68,8 @@ class Serving:
     _backends: dict[str, list[Resource]] = field(default_factory=dict)
     _fixed: list[Resource] = field(default_factory=list)
     _resources: dict[str, dict[str, Resource]] = field(default_factory=dict)
+    _refusals: Refusals = field(default_factory=Refusals)
+    _trial: Trial = field(default_factory=Trial)
     _listens_anew: bool = True
     _changed: bool = False
 
@@ -109,6 +116,11 @@ class Serving:
         """What is listened for."""
         return tuple(self._parts)
 
+    def value(self, key: Key) -> Bound | BoundWorkload | None:
+        """What is listened for as one thing."""
+        part = self._parts.get(key)
+        return part.value if part is not None else None
+
     def uses(self) -> dict[str, frozenset[BackendRef]]:
         """The services that are sent to, by key, and what of them routes refer to."""
         found: dict[str, set[BackendRef]] = {}
@@ -133,17 +145,77 @@ class Serving:
     def finish(self, translator: Translator) -> Snapshot:
         """Make the snapshot; the same one when nothing is another."""
         if self._listens_anew:
-            parts = [part.chains for _, part in sorted(self._parts.items())]
-            new = encode(translator.listener_resources(self.waypoint, parts))
-            self._replace(self._fixed, new)
-            self._fixed, self._listens_anew = new, False
+            self._listen(translator)
         if self._changed:
             self._changed = False
-            self.snapshot = Snapshot(
-                version=self.snapshot.version + 1,
-                resources={t: dict(here) for t, here in self._resources.items()},
-            )
+            resources = {t: dict(here) for t, here in self._resources.items()}
+            self._refusals.serve(resources)
+            self.snapshot = Snapshot(version=self.snapshot.version + 1, resources=resources)
         return self.snapshot
+
+    def _listen(self, translator: Translator) -> None:
+        """Put the listeners together, and the second one while a bad part is looked for."""
+        parts = {key: part.chains for key, part in self._parts.items()}
+        new = self._listeners(translator, self._trial.choose(parts), False)
+        if self._trial.active:
+            tried = self._listeners(translator, self._trial.choose_trial(parts), True)
+            if any(r.name == MAIN_INTERNAL for r in self._fixed):
+                # What is served stays as it is until the bad part is known.
+                new = [r for r in self._fixed if r.name != TRIAL]
+            new += [_tried(r) for r in tried if _is_main(r)]
+        self._replace(self._fixed, new)
+        self._fixed, self._listens_anew = new, False
+
+    def _listeners(
+        self, translator: Translator, parts: Mapping[Key, Any], trial: bool
+    ) -> list[Resource]:
+        ordered = [chains for _, chains in sorted(parts.items())]
+        made = encode(translator.listener_resources(self.waypoint, ordered))
+        for resource in made:
+            if _is_main(resource):
+                version = _tried(resource).version if trial else resource.version
+                self._trial.made(version, dict(parts), trial)
+        return made
+
+    # ---- what Envoys answer ------------------------------------------------------------------
+
+    def answered(
+        self, accepted: Iterable[Resource], refused: Iterable[tuple[Resource, str]]
+    ) -> bool:
+        """Take answers in; returns whether there is something else to serve, or to say."""
+        again = False
+        for resource in accepted:
+            if _is_main(resource) or resource.name == TRIAL:
+                again |= self._trial.accept(resource.version, resource.name == TRIAL)
+            if resource.name != TRIAL:
+                self._refusals.accept(resource)
+        for resource, error in refused:
+            if _is_main(resource) or resource.name == TRIAL:
+                found = self._trial.refuse(resource.version, error, resource.name == TRIAL)
+                again |= found
+                if found or resource.name == TRIAL:
+                    continue
+            again |= self._refusals.refuse(resource, error)
+        self._listens_anew |= again
+        self._changed |= again
+        return again
+
+    def refused(self) -> Iterator[tuple[Key | None, str, str]]:
+        """Yield what is refused now: (what it is for, resource, error)."""
+        for key, (_, error) in self._trial.bad.items():
+            yield key, MAIN_INTERNAL, error
+        for name, error in self._refusals.errors.items():
+            yield self._owner(name), name[1], error
+
+    def _owner(self, name: tuple[str, str]) -> Key | None:
+        for key, part in self._parts.items():
+            if any((r.type_url, r.name) == name for r in part.resources):
+                return key
+        for service, resources in self._backends.items():
+            if any((r.type_url, r.name) == name for r in resources):
+                namespace, _, hostname = service.partition("/")
+                return Key("Service", namespace, hostname.partition(".")[0])
+        return None
 
     def _replace(self, old: Iterable[Resource], new: Iterable[Resource]) -> None:
         gone = {(r.type_url, r.name) for r in old}
@@ -156,6 +228,17 @@ class Serving:
                 self._changed = True
         for type_url, name in gone:
             self._changed |= self._resources[type_url].pop(name, None) is not None
+
+
+def _is_main(resource: Resource) -> bool:
+    return resource.name == MAIN_INTERNAL and resource.type_url == LISTENER_TYPE
+
+
+def _tried(resource: Resource) -> Resource:
+    """The same listener by another name, to which nothing is sent."""
+    listener = listener_pb2.Listener.FromString(resource.payload)
+    listener.name = TRIAL
+    return make_resource(LISTENER_TYPE, TRIAL, listener.SerializeToString(deterministic=True))
 
 
 def _refs(bound: Bound) -> frozenset[BackendRef]:

@@ -7,9 +7,10 @@ Follows a Registry. A change makes anew what depends on it: the values of what a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from control_plane.delta import Nack
 from control_plane.registry import Registry
 from control_plane.resources import Resource, Snapshot
 from control_plane.translate.pods import MeshConfig
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 Object = Mapping[str, Any]
 KINDS: Final = rules.KINDS
+_SENT_TO: Final = "outbound|"  # names of clusters and assignments
 
 
 class Waypoints:
@@ -96,7 +98,8 @@ class Waypoints:
             self._send(service)
         for where, serving in self._serving.items():
             self._finish(where, serving)
-        self._bindings.holds.made(lambda where: self._version(where))
+        self._bindings.holds.made(self._version)
+        objects |= self._teller.take_refusals(self._blame())
         gateways |= {
             g for g, record in self._bindings.gateways.items() if self._address(record) in touched
         }
@@ -134,6 +137,18 @@ class Waypoints:
         self._teller.tell(released, (), services, set(), set())
         return released
 
+    def answered(self, name: str, accepted: Sequence[Resource], refused: Sequence[Nack]) -> bool:
+        """Take the answers of a pod of a waypoint; returns whether update() has something to do."""
+        namespace, _, gateway = name.partition("/")
+        serving = self._serving.get((namespace, gateway))
+        errors = [(resource, nack.error) for nack in refused for resource in nack.resources]
+        return serving is not None and serving.answered(accepted, errors)
+
+    @property
+    def refused(self) -> int:
+        """How many resources are refused by a waypoint now."""
+        return sum(1 for serving in self._serving.values() for _ in serving.refused())
+
     def due(self, now: float) -> float | None:
         """When to look again though nothing changes; None: not at all."""
         return self._bindings.holds.due(now)
@@ -153,6 +168,29 @@ class Waypoints:
             self._serving[where] = Serving(waypoint)
             return True
         return serving.describe(waypoint)
+
+    def _blame(self) -> dict[Key, str]:
+        """Say which objects made what waypoints refuse, and what was refused."""
+        out: dict[Key, str] = {}
+        for where, serving in self._serving.items():
+            for owner, resource, error in serving.refused():
+                text = f"waypoint {where[0]}/{where[1]} refuses {resource}: {error}"
+                for culprit in self._culprits(serving, owner, resource, error):
+                    out.setdefault(culprit, text)
+                if owner is None:
+                    out.setdefault(Key("Gateway", *where), text)
+        return out
+
+    def _culprits(self, serving: Serving, owner: Key | None, resource: str, error: str) -> set[Key]:
+        value = serving.value(owner) if owner is not None else None
+        if owner is None:
+            return set()
+        record = self._registry.service(owner.namespace, owner.name)
+        if record is not None and resource.startswith(_SENT_TO):
+            origin = self.rules.traffic(record.service.key).origin
+            return {origin} if origin is not None else {owner}
+        found = self.rules.culprits(value, error) if isinstance(value, Bound) else set()
+        return found or {owner}
 
     def _version(self, where: GatewayKey) -> int:
         serving = self._serving.get(where)

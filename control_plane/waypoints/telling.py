@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from control_plane.registry import Registry
@@ -10,12 +11,15 @@ from control_plane.waypoints.deploying import Trouble
 from control_plane.waypoints.holding import GatewayKey
 from control_plane.waypoints.rules import Rules
 from control_plane.waypoints.statuses import Statuses
+from mesh.findings import Condition
 from mesh.manifest import Key
 from waypoint.config.gateways import Deployed, class_status, gateway_status
 from waypoint.config.istio import ServiceState
 from waypoint.config.security import Target, TargetState
 from waypoint.config.status import Status
 
+PROGRAMMED: Final = "ambit.io/Programmed"  # of a route's parent; only said when it is not
+_MAX_MESSAGE: Final = 4096
 _HTTP: Final = frozenset({1, 2, 3})  # istio.workload.AppProtocol: HTTP11, HTTP2, GRPC
 
 
@@ -32,6 +36,12 @@ class Teller:
         self._users = users
         self._classes: set[str] = set()
         self.troubles: Mapping[GatewayKey, Trouble] = {}
+        self._refused: Mapping[Key, str] = {}
+
+    def take_refusals(self, refused: Mapping[Key, str]) -> set[Key]:
+        """Take what Envoys refuse, by object; returns those that are told otherwise now."""
+        old, self._refused = self._refused, refused
+        return {k for k in {*old, *refused} if old.get(k) != refused.get(k)}
 
     def take_troubles(self, troubles: Mapping[GatewayKey, Trouble]) -> set[GatewayKey]:
         """Take what stands in the way of Gateways; returns those of which it is news."""
@@ -48,16 +58,23 @@ class Teller:
     ) -> None:
         """Work out the statuses that depend on what has changed."""
         gateways = set(gateways)
-        for key in rebound:
+        for key in {*rebound, *(k for k in objects if k.kind in ("Service", "Pod"))}:
             condition = self._bindings.of(key).condition
-            self.statuses.set(key, Status((condition,)) if condition else None)
+            self._say(key, Status((condition,)) if condition else None)
+        gateways |= {(k.namespace, k.name) for k in objects if k.kind == "Gateway"}
+        objects = {k for k in objects if k.kind not in ("Service", "Pod", "Gateway")}
         for where in gateways:
             self._tell_gateway(where)
         self._tell_classes()
         targets = targets | {Target(*key) for key in rebound if key.kind == "Service"}
         targets |= {Target("Gateway", *where) for where in gateways}
         for key in objects | self._rules.objects(services, targets):
-            self.statuses.set(key, self._rules.status(key, self._service, self._target))
+            self._say(key, self._rules.status(key, self._service, self._target))
+
+    def _say(self, key: Key, status: Status | None) -> None:
+        """Say something, and beside it what Envoy thinks of the object."""
+        error = self._refused.get(key)
+        self.statuses.set(key, with_error(status, error) if status and error else status)
 
     def _tell_gateway(self, where: GatewayKey) -> None:
         key, record = Key("Gateway", *where), self._bindings.gateways.get(where)
@@ -74,7 +91,7 @@ class Teller:
             trouble.problem,
             trouble.parameters,
         )
-        self.statuses.set(key, gateway_status(record, there))
+        self._say(key, gateway_status(record, there))
 
     def _tell_classes(self) -> None:
         own = {str(c["metadata"]["name"]): c for c in self._bindings.own_classes()}
@@ -117,3 +134,16 @@ class Teller:
             )
             return TargetState(bool(found) or target.name in self._bindings.classes, tuple(found))
         return TargetState(False)
+
+
+def with_error(status: Status, error: str) -> Status:
+    """Say in a status that Envoy refuses what is made of the object."""
+    text = f"{error}; what worked before stays in effect"[:_MAX_MESSAGE]
+    if status.parents:
+        told = Condition(PROGRAMMED, False, "RefusedByEnvoy", text)
+        parents = tuple(replace(p, conditions=(*p.conditions, told)) for p in status.parents)
+        return replace(status, parents=parents)
+    *rest, last = status.conditions
+    return replace(
+        status, conditions=(*rest, replace(last, status=False, reason="Invalid", message=text))
+    )

@@ -5,51 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from cp_support import pod, policy, service
-from wp_world import World, gateway, namespace
+from wp_world import (
+    AMBIENT,
+    BOUND,
+    CART,
+    CART_ROUTES,
+    PAY,
+    World,
+    gateway,
+    http_route,
+    namespace,
+    rule,
+    shop,
+    wp_pod,
+)
 
 from mesh.manifest import Key
 from mesh.model import Workload
-
-BOUND = "istio.io/WaypointBound"
-AMBIENT = {"dataplane_mode": "ambient", "use_waypoint": "wp"}
-
-
-def wp_pod(name: str = "wp-1", ip: str = "10.244.1.99", ready: bool = True) -> dict[str, Any]:
-    found = pod(
-        name,
-        account="wp",
-        ip=ip,
-        labels={"gateway.networking.k8s.io/gateway-name": "wp"},
-        enrolled=False,
-    )
-    found["status"]["conditions"][0]["status"] = str(ready)
-    return found
-
-
-def wp_service() -> dict[str, Any]:
-    labels = {"gateway.networking.k8s.io/gateway-name": "wp"}
-    found = service("wp", "10.96.0.99", labels)
-    return {**found, "metadata": {**found["metadata"], "labels": labels}}
-
-
-def shop(*more: dict[str, Any]) -> World:
-    """Two services of a pod each, bound to a waypoint by their namespace."""
-    return World(
-        namespace(**AMBIENT),
-        gateway(),
-        wp_pod(),
-        wp_service(),
-        service("cart", "10.96.0.7", {"app": "cart"}),
-        service("pay", "10.96.0.8", {"app": "pay"}),
-        pod("cart-1", ip="10.244.1.5", labels={"app": "cart"}),
-        pod("pay-1", ip="10.244.1.6", labels={"app": "pay"}),
-        *more,
-    )
-
-
-CART = "outbound|80||cart.shop.svc.cluster.local"
-PAY = "outbound|80||pay.shop.svc.cluster.local"
-CART_ROUTES = "inbound-vip|80|http|cart.shop.svc.cluster.local"
 
 
 def endpoints(w: World, cluster: str) -> list[str]:
@@ -247,15 +219,6 @@ def test_readiness_comes_and_goes() -> None:
     assert w.condition("Service", "cart", BOUND) == (True, "WaypointAccepted")
 
 
-def rule(host: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "DestinationRule",
-        "metadata": {"name": host, "namespace": "shop"},
-        "spec": {"host": host, **spec},
-    }
-
-
 def test_a_destination_rule_changes_its_cluster_only() -> None:
     w = shop()
     before = w.snapshot()
@@ -395,16 +358,6 @@ def test_an_object_that_cannot_be_translated_takes_nothing_from_others(
     assert CART_ROUTES not in changed["rds"]
     assert "outbound|80||new.shop.svc.cluster.local" in changed["cds"]
     assert "Service shop/cart: cannot be translated" in caplog.text
-
-
-def http_route(name: str = "r", **spec: Any) -> dict[str, Any]:
-    parents = [{"group": "", "kind": "Service", "name": "cart"}]
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": {"name": name, "namespace": "shop", "generation": 1},
-        "spec": {"parentRefs": parents, **spec},
-    }
 
 
 def test_a_route_of_gateway_api_is_served_and_told() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cp_support import pod, service
+
 from control_plane.registry import Registry
 from control_plane.resources import (
     CLUSTER_TYPE,
@@ -28,6 +30,11 @@ from waypoint.config.envoy.pack import unpack
 from waypoint.config.status import Status
 
 SHORT = {"cds": CLUSTER_TYPE, "eds": ENDPOINTS_TYPE, "lds": LISTENER_TYPE, "rds": ROUTES_TYPE}
+BOUND = "istio.io/WaypointBound"
+AMBIENT = {"dataplane_mode": "ambient", "use_waypoint": "wp"}
+CART = "outbound|80||cart.shop.svc.cluster.local"
+PAY = "outbound|80||pay.shop.svc.cluster.local"
+CART_ROUTES = "inbound-vip|80|http|cart.shop.svc.cluster.local"
 CONFIG = MeshConfig("istio-system", "cluster.local", "Kubernetes", "cluster.local")
 
 
@@ -151,3 +158,58 @@ class World:
         status = self.statuses.get(Key(kind, ns, name))
         found = [c for c in status.conditions if c.type == type_] if status else []
         return (found[0].status, found[0].reason) if found else None
+
+
+# ---- objects ---------------------------------------------------------------------------------
+
+
+def wp_pod(name: str = "wp-1", ip: str = "10.244.1.99", ready: bool = True) -> dict[str, Any]:
+    found = pod(
+        name,
+        account="wp",
+        ip=ip,
+        labels={"gateway.networking.k8s.io/gateway-name": "wp"},
+        enrolled=False,
+    )
+    found["status"]["conditions"][0]["status"] = str(ready)
+    return found
+
+
+def wp_service() -> dict[str, Any]:
+    labels = {"gateway.networking.k8s.io/gateway-name": "wp"}
+    found = service("wp", "10.96.0.99", labels)
+    return {**found, "metadata": {**found["metadata"], "labels": labels}}
+
+
+def shop(*more: dict[str, Any]) -> World:
+    """Two services of a pod each, bound to a waypoint by their namespace."""
+    return World(
+        namespace(**AMBIENT),
+        gateway(),
+        wp_pod(),
+        wp_service(),
+        service("cart", "10.96.0.7", {"app": "cart"}),
+        service("pay", "10.96.0.8", {"app": "pay"}),
+        pod("cart-1", ip="10.244.1.5", labels={"app": "cart"}),
+        pod("pay-1", ip="10.244.1.6", labels={"app": "pay"}),
+        *more,
+    )
+
+
+def rule(host: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": host, "namespace": "shop"},
+        "spec": {"host": host, **spec},
+    }
+
+
+def http_route(name: str = "r", **spec: Any) -> dict[str, Any]:
+    parents = [{"group": "", "kind": "Service", "name": "cart"}]
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": "shop", "generation": 1},
+        "spec": {"parentRefs": parents, **spec},
+    }
