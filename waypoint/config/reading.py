@@ -18,6 +18,7 @@ _MAX_VALUE: Final = 80  # characters of a wrong value that a message quotes
 
 # Envoy's timers take milliseconds, and it refuses shorter ones; ten years is past any use.
 _MIN_DURATION: Final = 0.001
+MAX_HEADER_VALUE: Final = 16384  # bytes; Envoy takes no longer ones
 MAX_DURATION: Final = 10 * 365 * 86400.0
 _DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})?(?:h|ms|us|µs|ns|m|s))+")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|ns|m|s)")
@@ -79,6 +80,24 @@ def parse_duration(value: Any) -> float | None:
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
         return None
     return sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(value))
+
+
+def fits_header(text: str) -> bool:
+    """Say whether Envoy takes a text as a value of a header: one line, and not too long.
+
+    Each "%" is counted twice, as it is sent.
+    """
+    size = len(text.encode("utf-8", "replace")) + text.count("%")
+    return size <= MAX_HEADER_VALUE and not any(c in text for c in "\r\n\0")
+
+
+def _text_fault(value: Any) -> str:
+    """Say why a value is no text; "" if it is. Half a surrogate pair cannot be sent to Envoy."""
+    if not isinstance(value, str):
+        return f"{show(value)} is not text (quote it)"
+    if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        return f"{show(value)} is not valid Unicode"
+    return ""
 
 
 class Fields:
@@ -148,19 +167,21 @@ class Fields:
         value = self.raw(name)
         if value is None:
             return ""
-        if not isinstance(value, str):
-            self.bad(name, f"{show(value)} is not text (quote it)")
+        why = _text_fault(value)
+        if why:
+            self.bad(name, why)
             return ""
-        return value
+        return str(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Read a list of texts; those that are none are left out."""
         out = []
         for path, value in self.items(name):
-            if isinstance(value, str):
-                out.append(value)
+            why = _text_fault(value)
+            if why:
+                self.report.bad(path, why)
             else:
-                self.report.bad(path, f"{show(value)} is not text (quote it)")
+                out.append(value)
         return tuple(out)
 
     def text_map(self, name: str) -> dict[str, str]:
@@ -171,10 +192,11 @@ class Fields:
         out = {}
         for key in inner.names():
             value = inner.raw(key)
-            if isinstance(value, str):
-                out[key] = value
+            why = _text_fault(value) or _text_fault(key)
+            if why:
+                inner.bad(key, why)
             else:
-                inner.bad(key, f"{show(value)} is not text (quote it)")
+                out[key] = value
         return out
 
     def integer(self, name: str, low: int, high: int) -> int | None:

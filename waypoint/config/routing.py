@@ -12,9 +12,9 @@ from typing import Final, Literal
 
 from mesh.manifest import Key
 
-# Tried again where an object does not say on what: what certainly did not reach the application, or
-# was lost on the way there. A backend that is gone shows as a reset: the waypoint's own tunnel always
-# connects.
+# Tried again where an object does not say on what: what certainly did not reach the application,
+# or was lost on the way there. A backend that is gone shows as a reset: the waypoint's own tunnel
+# always connects.
 DEFAULT_RETRY_ON: Final = ("connect-failure", "refused-stream", "unavailable", "cancelled", "reset")
 DEFAULT_ATTEMPTS: Final = 2
 

@@ -9,13 +9,12 @@ from typing import Any, Final
 from mesh.manifest import Key
 from waypoint.config.gateway_api.references import read_reference
 from waypoint.config.gateway_api.templates import NO_CHANGE, Problem, Reference
-from waypoint.config.reading import Fields, show
+from waypoint.config.reading import MAX_HEADER_VALUE, Fields, fits_header, show
 from waypoint.config.regex import literal
 from waypoint.config.routing import Cors, HeaderChange, Redirect, Rewrite, TextMatch
 
 HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")  # a token of RFC 9110, 5.6.2
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-_MAX_VALUE: Final = 16384
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _ONCE: Final = frozenset(
     {"RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite", "CORS"}
@@ -59,8 +58,8 @@ def _read_values(f: Fields, name: str) -> tuple[tuple[str, str], ...]:
         entry.done()
         if not HEADER_NAME.fullmatch(key) or key.lower() == "host":
             entry.bad("name", f"{show(key)} is not the name of a header that can be changed")
-        elif len(value) > _MAX_VALUE or any(c in value for c in "\r\n\0"):
-            entry.bad("value", f"longer than {_MAX_VALUE} characters, or with a line break")
+        elif not fits_header(value):
+            entry.bad("value", f"longer than {MAX_HEADER_VALUE} bytes, or with a line break")
         else:
             out.setdefault(key.lower(), value)  # of equal names the first counts
     return tuple(sorted(out.items()))
@@ -89,8 +88,8 @@ def _read_path(f: Fields) -> tuple[str, bool]:
     for name in wanted.values():
         if f.has(name) != (wanted.get(kind) == name):
             f.bad(name, f"goes with type {next(k for k, v in wanted.items() if v == name)}")
-    if len(full + prefix) > _MAX_VALUE or any(c in full + prefix for c in "\r\n\0"):
-        f.report.bad(f.path, f"longer than {_MAX_VALUE} characters, or with a line break")
+    if not fits_header(full + prefix):
+        f.report.bad(f.path, f"longer than {MAX_HEADER_VALUE} bytes, or with a line break")
     f.done()
     text = full if kind == "ReplaceFullPath" else prefix
     # An empty path is "/", and replacing a prefix by nothing or by "/" is the same.

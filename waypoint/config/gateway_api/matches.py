@@ -36,6 +36,8 @@ def _read_path(f: Fields) -> tuple[PathMatch | None, tuple[int, int]]:
     value = f.text("value") if f.has("value") else "/"
     f.done()
     if kind == "RegularExpression":
+        if not value:
+            f.bad("value", "must not be empty")
         return PathMatch("regex", _checked_regex(f, "value", value)), (1, len(value))
     if len(value) > _MAX_VALUE or not value.startswith("/"):
         f.bad(

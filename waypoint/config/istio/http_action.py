@@ -11,7 +11,7 @@ from typing import Final
 
 from waypoint.config.istio.http_match import HEADER_NAME, read_text_match
 from waypoint.config.istio.templates import NO_CHANGE
-from waypoint.config.reading import Fields
+from waypoint.config.reading import MAX_HEADER_VALUE, Fields, fits_header
 from waypoint.config.regex import substitution_fault
 from waypoint.config.routing import (
     DEFAULT_RETRY_ON,
@@ -26,7 +26,6 @@ from waypoint.config.routing import (
 )
 
 MAX_BODY: Final = 4096  # bytes; Envoy's limit of a route's own answers (RouteConfiguration)
-_MAX_VALUE: Final = 16384
 _MAX_ATTEMPTS: Final = 100
 _HOST: Final = frozenset({"host", ":authority"})
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -73,17 +72,13 @@ _GRPC_CODES: Final = (
 # ---- headers -----------------------------------------------------------------------------------
 
 
-def _is_value(text: str) -> bool:
-    return len(text) <= _MAX_VALUE and not any(c in text for c in "\r\n\0")
-
-
 def _read_values(f: Fields, name: str, *, request: bool) -> tuple[list[tuple[str, str]], str]:
     """Read headers with values; returns them and what Host is to be, if they say that."""
     out, host = [], ""
     for key, value in f.text_map(name).items():
         where = f"{name}.{key[:80]}"
-        if not _is_value(value):
-            f.bad(where, f"longer than {_MAX_VALUE} characters, or with a line break")
+        if not fits_header(value):
+            f.bad(where, f"longer than {MAX_HEADER_VALUE} bytes, or with a line break")
         elif key.lower() in _HOST and request:
             host = value
         elif not HEADER_NAME.fullmatch(key) or key.lower() in _HOST:
@@ -146,8 +141,8 @@ def read_redirect(f: Fields) -> tuple[Redirect | None, bool]:
     if code not in _REDIRECTS:
         f.bad("redirectCode", f"{code} is none of {', '.join(map(str, _REDIRECTS))}")
         return None, False
-    if any(not _is_value(t) for t in (host, uri, prefix)):
-        f.report.bad(f.path, f"longer than {_MAX_VALUE} characters, or with a line break")
+    if any(not fits_header(t) for t in (host, uri, prefix)):
+        f.report.bad(f.path, f"longer than {MAX_HEADER_VALUE} bytes, or with a line break")
         return None, False
     # Requests arrive as http here. With a host of its own, the request's port is not kept.
     if port == {"https": 443}.get(scheme, 80):
@@ -200,8 +195,8 @@ def read_rewrite(f: Fields) -> Rewrite | None:
             pattern = substitution = ""
         elif uri:
             f.bad("uri", "set uri or uriRegexRewrite, not both: uriRegexRewrite is used")
-    if not _is_value(uri + host + substitution):
-        f.report.bad(f.path, f"longer than {_MAX_VALUE} characters, or with a line break")
+    if not fits_header(uri + host + substitution):
+        f.report.bad(f.path, f"longer than {MAX_HEADER_VALUE} bytes, or with a line break")
         return None
     f.done()
     if pattern:
@@ -309,7 +304,7 @@ def read_cors(f: Fields) -> Cors | None:
             f.report.bad(path, "an empty prefix: write exact: '*' for every origin")
     origins += [TextMatch("exact", text) for text in f.texts("allowOrigin") if text]
     lists = {
-        name: tuple(t for t in f.texts(name) if t and _is_value(t))
+        name: tuple(t for t in f.texts(name) if t and fits_header(t))
         for name in ("allowMethods", "allowHeaders", "exposeHeaders")
     }
     age = f.duration("maxAge", zero=True)

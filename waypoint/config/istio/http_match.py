@@ -58,7 +58,7 @@ def read_text_match(
         return TextMatch("exact", text)
     if text == "*" and present:  # not RE2, but written everywhere for "any value"
         return TextMatch("present")
-    why = fault(text)
+    why = fault(text) if text else "must not be empty"
     if why:
         report.bad(f"{path}.regex", f"{show(text)}: {why}")
         return None
