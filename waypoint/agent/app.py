@@ -22,60 +22,58 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-
 from mesh import logs
 from mesh.ca.client import CaClient, CertKeeper
 from mesh.ca.held import Held
 from mesh.ca.store import CertStore
-from mesh.errors import BadInput, ConfigError, Unavailable
-from mesh.web import Answer, Pages, Request, WebServer, render
+from mesh.errors import BadInput, ConfigError
+from mesh.ports import INBOUND_HBONE
 from mesh.xds.client import Node, Upstream, node_metadata
 from waypoint.agent import metrics
 from waypoint.agent.admin import EnvoyAdmin
-from waypoint.agent.bootstrap import arguments, bootstrap, envoy_level
+from waypoint.agent.bootstrap import arguments, bootstrap
 from waypoint.agent.config import Config, from_environment, help_text, this_machine
 from waypoint.agent.drain import drain
 from waypoint.agent.envoy import EnvoyProcess
 from waypoint.agent.exchange import Exchange
 from waypoint.agent.folder import RunFolder
+from waypoint.agent.pages import Parts, Views
+from waypoint.agent.parking import Parking
 from waypoint.agent.relay import Relay
 from waypoint.agent.secrets import secrets
 
 log = logging.getLogger("waypoint")
 
 _M_ARENA_MAX: Final = -8  # malloc.h
-_PROBE: Final = 1.0  # seconds that Envoy has to say whether it is live
-_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
-_SCOPES: Final = {"ca": "mesh.ca", "drain": "waypoint.agent.drain"}
+_RETURN_TURN: Final = 0.02  # seconds between two looks whether another Envoy serves
+_RETURN_MOST: Final = 10.0  # seconds that callers wait for one, as long as node proxies dial
 
 
 class Waypoint:
     """All parts of one process."""
 
     def __init__(self, config: Config, levels: logs.Levels) -> None:
-        self.config = config
-        self.levels = levels
-        self.stop = asyncio.Event()
-        self.draining = False
         self.failed = False
-        self.live = False
         self.relay = Relay()
-        self.metrics = metrics.ProcessMetrics(self._state)
-        self.registry = CollectorRegistry()
-        self.registry.register(self.metrics)
-        ProcessCollector(registry=self.registry)
         self.store = CertStore(random.random)
-        self.admin = EnvoyAdmin(config.admin_socket)
+        identity = self.store.acquire(config.identity, "this pod", time.time())
+        self.metrics = metrics.ProcessMetrics(self._state)
         self._bootstrap = bootstrap(config, node_metadata(os.environ))
-        self.exchange = self._exchange()
-        self.keeper = self._keeper()
-        self.envoy = EnvoyProcess(
-            self._arguments, self.exchange.envoy_started, self._envoy_keeps_ending
+        self.exchange = self._exchange(config)
+        self.keeper = self._keeper(config)
+        self.parking = Parking([("0.0.0.0", INBOUND_HBONE), ("::", INBOUND_HBONE)])
+        self._returns = asyncio.Event()
+        envoy = EnvoyProcess(
+            self._arguments,
+            self.exchange.envoy_started,
+            self._envoy_ended,
+            self._envoy_keeps_ending,
         )
+        admin = EnvoyAdmin(config.admin_socket)
+        self.parts = Parts(config, levels, identity, self.exchange, envoy, admin, asyncio.Event())
 
-    def _exchange(self) -> Exchange:
-        c, node = self.config, self._bootstrap["node"]
+    def _exchange(self, c: Config) -> Exchange:
+        node = self._bootstrap["node"]
         headers = {"clusterid": c.cluster_id, **c.headers["xds"]}
         return Exchange(
             Upstream(c.xds_address, c.xds_root_ca, c.auth_token, headers),
@@ -84,82 +82,96 @@ class Waypoint:
             self.relay,
         )
 
-    def _keeper(self) -> CertKeeper:
-        c = self.config
+    def _keeper(self, c: Config) -> CertKeeper:
         headers = {"clusterid": c.cluster_id, **c.headers["ca"]}
         upstream = Upstream(c.ca_address, c.ca_root_ca, c.auth_token, headers)
-        self.store.acquire(c.identity, "this pod", time.time())
         issuer = CaClient(upstream, c.secret_ttl, impersonate=False)
         return CertKeeper(self.store, issuer, self._certificate)
 
     def _certificate(self, held: Held) -> None:
         self.exchange.set_secrets(secrets(held.certificate))
 
+    def _state(self) -> metrics.State:
+        p = self.parts
+        return metrics.State(
+            envoy_live=p.live,
+            envoy_restarts=p.envoy.restarts,
+            connected=self.exchange.connected,
+            rejected=self.relay.rejected,
+            kept={url: len(names) for url, names in self.relay.versions().items()},
+            certificate_expiry=p.expiry,
+            draining=p.draining,
+        )
+
     def _arguments(self) -> Sequence[str]:
-        level = envoy_level(logging.getLogger("envoy").getEffectiveLevel())
-        return arguments(self.config, json.dumps(self._bootstrap), level)
+        p = self.parts
+        return arguments(p.config, json.dumps(self._bootstrap), p.envoy_log_level())
+
+    def _envoy_ended(self) -> None:
+        self.parking.park()
+        self._returns.set()
+
+    async def _watch_return(self) -> None:
+        """Let callers through to Envoy as soon as there is another one."""
+        while True:
+            await self._returns.wait()
+            self._returns.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETURN_MOST):
+                    await self._returned()
+            self.parking.release()
+
+    async def _returned(self) -> None:
+        # Envoy tells nobody when it is live.
+        while not (self.relay.configured and await self.parts.envoy_live()):  # noqa: ASYNC110
+            await asyncio.sleep(_RETURN_TURN)
 
     def _envoy_keeps_ending(self) -> None:
         if self.exchange.connected:
             log.error("Envoy keeps ending: what it was given last is dropped and asked for anew")
             self.exchange.forget()
 
-    @property
-    def expiry(self) -> float:
-        """When the certificate in use ends, unix seconds; 0 without one."""
-        held = self.store.identities[self.config.identity].held
-        return held.certificate.not_after if held else 0.0
-
-    def _state(self) -> metrics.State:
-        return metrics.State(
-            envoy_live=self.live,
-            envoy_restarts=self.envoy.restarts,
-            connected=self.exchange.connected,
-            rejected=self.relay.rejected,
-            kept={url: len(names) for url, names in self.relay.versions().items()},
-            certificate_expiry=self.expiry,
-            draining=self.draining,
-        )
-
     # ---- running -----------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until told to stop, then drain."""
-        c = self.config
-        servers = [
-            WebServer(c.admin, self._admin_pages(), self._pass_on),
-            WebServer(c.ready, {("GET", "/healthz/ready"): self._ready_page}),
-            WebServer(c.metrics, self._metrics_pages()),
-        ]
+        p, c = self.parts, self.parts.config
+        servers = Views(p, self.metrics).servers()
         for server in servers:
             await server.start()
         await self.exchange.start(c.xds_socket)
         tasks = [
             self._supervised(work)
-            for work in (self.exchange.run(), self.keeper.run(), self.envoy.run())
+            for work in (
+                self.exchange.run(),
+                self.keeper.run(),
+                p.envoy.run(),
+                self._watch_return(),
+            )
         ]
         log.info(
             "waypoint %s of Gateway %s/%s as %s",
             metrics.build_version(), c.pod_namespace, c.gateway_name, c.identity,
         )  # fmt: skip
-        await self.stop.wait()
-        self.draining = True
-        if self.envoy.pid and not self.failed:
+        await p.stop.wait()
+        p.draining = True
+        if p.envoy.pid and not self.failed:
             await self._drain()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.exchange.stop()
+        self.parking.release()
         for server in servers:
             server.close()
         log.info("ended")
 
     async def _drain(self) -> None:
-        self.stop.clear()
-        c = self.config
+        p, c = self.parts, self.parts.config
+        p.stop.clear()
         log.info("draining: connections have %g s; a second signal cuts them", c.drain_seconds)
-        draining = asyncio.ensure_future(drain(self.admin, c.minimum_drain, c.drain_seconds))
-        again = asyncio.ensure_future(self.stop.wait())
+        draining = asyncio.ensure_future(drain(p.admin, c.minimum_drain, c.drain_seconds))
+        again = asyncio.ensure_future(p.stop.wait())
         await asyncio.wait((draining, again), return_when=asyncio.FIRST_COMPLETED)
         for task in (draining, again):
             task.cancel()
@@ -173,139 +185,17 @@ class Waypoint:
             if not done.cancelled() and done.exception() is not None:
                 log.critical("a part of the waypoint failed", exc_info=done.exception())
                 self.failed = True
-                self.stop.set()
+                self.parts.stop.set()
 
         task.add_done_callback(ended)
         return task
-
-    # ---- pages -------------------------------------------------------------------------------
-
-    async def _look(self) -> None:
-        """Ask Envoy whether it is live."""
-        try:
-            await self.admin.get("/ready", seconds=_PROBE)
-            self.live = bool(self.envoy.pid)
-        except Unavailable:
-            self.live = False
-
-    async def _ready_page(self, request: Request) -> Answer:
-        await self._look()
-        waits = [
-            text
-            for text, missing in (
-                ("draining", self.draining),
-                (self._certificate_trouble(), self.expiry < time.time()),
-                (self._configuration_trouble(), not self.relay.configured),
-                ("Envoy is not live", not self.live),
-            )
-            if missing
-        ]
-        if not waits:
-            return Answer(b"ready\n")
-        return Answer(f"not ready: {'; '.join(waits)}\n".encode(), 503)
-
-    def _certificate_trouble(self) -> str:
-        error = self.store.identities[self.config.identity].error
-        return f"no valid certificate from {self.config.ca_address}: {error or 'asked for'}"
-
-    def _configuration_trouble(self) -> str:
-        refused = [f"{metrics.short(url)}: {e[:300]}" for url, e in self.relay.errors.items() if e]
-        if refused:
-            return f"Envoy refused its configuration ({'; '.join(refused)})"
-        there = "connected" if self.exchange.connected else "not connected"
-        return f"no configuration yet from {self.config.xds_address} ({there})"
-
-    def _metrics_pages(self) -> Pages:
-        return {
-            ("GET", "/metrics"): self._metrics_page,
-            ("GET", "/stats/prometheus"): self._metrics_page,
-        }
-
-    async def _metrics_page(self, request: Request) -> Answer:
-        await self._look()
-        target = metrics.EVERYTHING if self.config.all_stats else metrics.ISTIO_ONLY
-        try:
-            theirs = metrics.renamed(await self.admin.get(target))
-        except Unavailable as e:
-            log.debug("no metrics of Envoy: %s", e)
-            theirs = b""
-        return Answer(theirs + generate_latest(self.registry), 200, _TEXT)
-
-    def _admin_pages(self) -> Pages:
-        return {
-            ("GET", "/agent"): self._agent_page,
-            ("POST", "/logging"): self._logging_page,
-            ("POST", "/quitquitquit"): self._quit_page,
-        }
-
-    async def _agent_page(self, request: Request) -> Answer:
-        await self._look()
-        identity = self.store.identities[self.config.identity]
-        made = {
-            "version": metrics.build_version(),
-            "gateway": f"{self.config.pod_namespace}/{self.config.gateway_name}",
-            "identity": self.config.identity,
-            "certificate": {
-                "state": identity.state(time.time()),
-                "chain": [_facts(c) for c in (identity.held.chain if identity.held else ())],
-                "roots": [_facts(c) for c in (identity.held.roots if identity.held else ())],
-            },
-            "envoy": {
-                "pid": self.envoy.pid,
-                "live": self.live,
-                "restarts": self.envoy.restarts,
-            },
-            "xds": {
-                "address": self.config.xds_address,
-                "connected": self.exchange.connected,
-                "configured": self.relay.configured,
-                "rejected": {metrics.short(u): n for u, n in self.relay.rejected.items()},
-                "errors": {metrics.short(u): e for u, e in self.relay.errors.items()},
-                "keptBytes": self.relay.size,
-                "versions": {metrics.short(u): v for u, v in self.relay.versions().items()},
-            },
-            "draining": self.draining,
-        }
-        return Answer(json.dumps(made, indent=2).encode(), 200, "application/json")
-
-    async def _logging_page(self, request: Request) -> Answer:
-        """Set our levels, and Envoy's where nothing else is said by its own parameters."""
-        try:
-            if "reset" in request.query:
-                self.levels.reset()
-            if request.query.get("level"):
-                self.levels.set(request.query["level"])
-        except BadInput as e:
-            return Answer(f"{e}\n".encode(), 400)
-        level = envoy_level(logging.getLogger("envoy").getEffectiveLevel())
-        try:
-            await self.admin.post(f"/logging?level={level}")
-        except Unavailable as e:
-            log.warning("%s", e)
-        return Answer(f"current log level is {self.levels}; Envoy's {level}\n".encode())
-
-    async def _quit_page(self, request: Request) -> Answer:
-        self.stop.set()
-        return Answer(b"shutdown now\n")
-
-    async def _pass_on(
-        self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        try:
-            await self.admin.pass_on(head, reader, writer)
-        except Unavailable as e:
-            writer.write(render(Answer(f"{e}\n".encode(), 503), True))
-
-
-def _facts(c: Any) -> dict[str, Any]:
-    return {"serial": c.serial, "notBefore": c.not_before, "notAfter": c.not_after}
 
 
 async def _main(config: Config, levels: logs.Levels) -> int:
     waypoint = Waypoint(config, levels)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, waypoint.stop.set)
+        loop.add_signal_handler(number, waypoint.parts.stop.set)
     gc.collect()
     gc.freeze()  # what start-up made stays: do not look at it again
     await waypoint.run()
@@ -337,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     _tune_process()
     try:
         config = from_environment(os.environ, this_machine())
-        levels = logs.setup(config.log_level, config.log_json, _SCOPES)
+        levels = logs.setup(config.log_level, config.log_json)
         with RunFolder(config.run_dir):
             return asyncio.run(_main(config, levels))
     except (ConfigError, BadInput) as e:

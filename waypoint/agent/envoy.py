@@ -29,19 +29,22 @@ _STOP: Final = 3.0  # seconds from SIGTERM to SIGKILL
 class EnvoyProcess:
     """The child. `arguments`: its command line, asked for at each start.
 
-    on_start: called before each start. on_poison: called when it ends again and again.
+    on_start: called before each start. on_end: called when it ended by itself. on_poison: called
+    when that happens again and again.
     """
 
     def __init__(
         self,
         arguments: Callable[[], Sequence[str]],
         on_start: Callable[[], None],
+        on_end: Callable[[], None],
         on_poison: Callable[[], None],
     ) -> None:
         self.starts = 0
         self.pid = 0  # 0 while it does not run
         self._arguments = arguments
         self._on_start = on_start
+        self._on_end = on_end
         self._on_poison = on_poison
         self._child: asyncio.subprocess.Process | None = None
 
@@ -57,6 +60,7 @@ class EnvoyProcess:
             while True:
                 started = time.monotonic()
                 code = await self._once()
+                self._on_end()
                 lived = time.monotonic() - started
                 quick = 0 if lived >= _STEADY else quick + 1
                 if quick and quick % _POISONED == 0:

@@ -55,7 +55,7 @@ def test_pages(tmp_path: Path) -> None:
         assert agent["certificate"]["state"] == "Available"
         assert set(agent["xds"]["versions"]["Listener"]) == {"web", "tls"}
         assert "PRIVATE" not in dump + text + json.dumps(agent)
-        _, said = await p.get(p.admin, "/logging?level=debug", "POST")
+        _, said = await p.get(p.admin, "/logging?level=envoy=debug", "POST")
         assert "Envoy's debug" in said
         assert (await p.get(p.admin, "/no/such"))[0] == 404
         mode = stat.S_IMODE(p.folder.stat().st_mode)
