@@ -32,6 +32,12 @@ FEATURES: Final = (
     "MeshHTTPRouteSchemeRedirect",
     "HTTPRoute",
     "GRPCRoute",
+    # Not of meshes alone: without them the suite leaves out tests of the features above.
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteParentRefPort",
+    "HTTPRouteResponseHeaderModification",
 )
 # One waypoint for the namespaces that the suite makes.
 WAYPOINT_NS: Final = "conformance-waypoint"
