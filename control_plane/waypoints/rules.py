@@ -17,13 +17,14 @@ from mesh.manifest import Key
 from mesh.model import Service
 from waypoint.config import gateway_api as gateway_config
 from waypoint.config import istio as istio_config
+from waypoint.config.build import refs_of
 from waypoint.config.gateway_api import GatewayApiIndex
 from waypoint.config.istio import IstioIndex, ServiceState, combine
 from waypoint.config.model import Bound
-from waypoint.config.routing import HttpRule, Routes, TcpRule
+from waypoint.config.routing import BackendRef, HttpRule, Routes, TcpRule
 from waypoint.config.security import Jwks, Security, SecurityIndex, Target, TargetState
 from waypoint.config.status import Status
-from waypoint.config.traffic import ServiceTraffic
+from waypoint.config.traffic import ServiceTraffic, TrafficPolicy
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class Rules:
             if key.kind in _GATEWAY_API:
                 self._services |= self.gateway_api.put(key, obj)
             elif key.kind in _ISTIO:
-                self._services |= self.istio.put(key, obj)
+                touched = self.istio.put(key, obj)
+                self._services |= touched | self.gateway_api.sending_to(touched)
             elif key.kind in _SECURITY:
                 self._targets |= self.security.put(key, obj)
             else:
@@ -146,6 +148,14 @@ class Rules:
     def traffic(self, service: str) -> ServiceTraffic:
         """Say how a service's endpoints are talked to."""
         return self.gateway_api.traffic(service, self.istio.traffic(service))
+
+    def hashes(
+        self, service: str, routes: Iterable[tuple[int, Routes]]
+    ) -> tuple[tuple[BackendRef, TrafficPolicy], ...]:
+        """Say by what the other services that a service's routes send to balance requests."""
+        refs = {ref for _, found in routes for ref in refs_of(found) if ref.service != service}
+        policies = ((ref, self.traffic(ref.service).of(ref)) for ref in sorted(refs))
+        return tuple((ref, policy) for ref, policy in policies if policy.hash is not None)
 
     def taken(self, service: str) -> Mapping[int, str]:
         """Say which routes of Gateway API have which ports of a service."""

@@ -264,11 +264,13 @@ class Waypoints:
             if record is None:
                 return None
             service = record.service
+            routes = self.rules.routes(service, gateway.namespace)
             return Bound(
                 service=service,
-                routes=self.rules.routes(service, gateway.namespace),
+                routes=routes,
                 security=self.rules.security_of([Target(*key), *covering]),
                 traffic=self.rules.traffic(service.key),
+                hashes=self.rules.hashes(service.key, routes),
             )
         workload = self._registry.workload(key.namespace, key.name)
         if workload is None:

@@ -11,7 +11,7 @@ from typing import Final
 from mesh.model import Locality, Service, SpiffeId
 from waypoint.config.routing import BackendRef, Routes
 from waypoint.config.security import OPEN, Security
-from waypoint.config.traffic import DEFAULT, ServiceTraffic
+from waypoint.config.traffic import DEFAULT, ServiceTraffic, TrafficPolicy
 
 NOWHERE: Final = Locality()
 
@@ -76,6 +76,7 @@ class Bound:
     routes: tuple[tuple[int, Routes], ...] = ()
     security: Security = OPEN
     traffic: ServiceTraffic = DEFAULT  # for hashing: what requests are told apart by
+    hashes: tuple[tuple[BackendRef, TrafficPolicy], ...] = ()  # the same, of others it sends to
 
     def at(self, port: int) -> Routes:
         """The routes of a service port."""

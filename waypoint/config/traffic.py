@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from mesh.manifest import Key
+from waypoint.config.routing import BackendRef
 
 Balancing = Literal["least_request", "round_robin", "random", "passthrough"]
 
@@ -131,6 +132,10 @@ class ServiceTraffic:
     def at(self, port: int) -> TrafficPolicy:
         """The policy at a service port, without subsets."""
         return dict(self.ports).get(port, self.policy)
+
+    def of(self, ref: BackendRef) -> TrafficPolicy:
+        """The policy of what a route sends to: a port, perhaps of a subset."""
+        return (self.subset(ref.subset) or self).at(ref.port)
 
     def subset(self, name: str) -> Subset | None:
         """Find a subset."""

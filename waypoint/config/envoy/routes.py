@@ -27,6 +27,7 @@ from waypoint.config.routing import (
     WeightedBackend,
 )
 from waypoint.config.security import Security, filters
+from waypoint.config.traffic import TrafficPolicy
 
 Proto = dict[str, Any]
 
@@ -34,18 +35,18 @@ _T: Final = "type.googleapis.com/envoy.extensions"
 # No cluster has this name, so Envoy answers with the code that the route names for that case.
 INVALID: Final = "invalid-backend"
 _MILLION: Final = 1_000_000
+_PLAIN: Final = TrafficPolicy()
 
 
 def route_configuration(bound: Bound, port: Port) -> Proto:
     """RouteConfiguration of a port that carries HTTP, also where it is only found out there."""
     number = port.service_port
     rules = bound.at(number).http
-    hashed = hash_policy(bound.traffic.at(number))
     if rules is None:
-        own = cluster_name(BackendRef(bound.service.key, number))
-        routes = [_plain(own, hashed)]
+        own = BackendRef(bound.service.key, number)
+        routes = [_plain(cluster_name(own), _hashed(bound, own))]
     else:
-        routes = [_route(rule, hashed, number) for rule in rules]
+        routes = [_route(rule, bound, number) for rule in rules]
     return _configuration(route_name(bound.service.key, number), routes, bound.security)
 
 
@@ -69,6 +70,20 @@ def _configuration(name: str, routes: list[Proto], security: Security) -> Proto:
     return out
 
 
+def _hashed(bound: Bound, *refs: BackendRef | None) -> list[Proto]:
+    """What requests are told apart by, for the backends that balance by it."""
+    found: list[Proto] = []
+    for ref in refs:
+        if ref is None:
+            continue
+        if ref.service == bound.service.key:
+            policy = bound.traffic.of(ref)
+        else:
+            policy = dict(bound.hashes).get(ref, _PLAIN)
+        found += [one for one in hash_policy(policy) if one not in found]
+    return found
+
+
 def _plain(cluster: str, hashed: list[Proto]) -> Proto:
     action: Proto = {"cluster": cluster, "timeout": "0s", "retry_policy": retry_policy(None, None)}
     if hashed:
@@ -76,7 +91,7 @@ def _plain(cluster: str, hashed: list[Proto]) -> Proto:
     return {"name": "default", "match": {"prefix": "/"}, "route": action}
 
 
-def _route(rule: HttpRule, hashed: list[Proto], port: int) -> Proto:
+def _route(rule: HttpRule, bound: Bound, port: int) -> Proto:
     out: Proto = {"name": rule.name, "match": route_match(rule.match)}
     out |= _headers(rule.request_headers, rule.response_headers)
     per_filter = _per_filter(rule)
@@ -90,6 +105,7 @@ def _route(rule: HttpRule, hashed: list[Proto], port: int) -> Proto:
         # Gateway API: no backend that could take it
         out["direct_response"] = _answer(503 if rule.match.grpc else 500, "")
     else:
+        hashed = _hashed(bound, *(b.ref for b in rule.backends if b.weight))
         out["route"] = _action(rule, hashed)
     return out
 

@@ -100,7 +100,7 @@ class GatewayApiIndex:
                 touched.add(target.service)
         if new is not None:
             self._policies[key] = new
-        return self._forget(touched | self._sending_to(touched))
+        return self._forget(touched | self.sending_to(touched))
 
     def _put_grant(self, key: Key, obj: Mapping[str, Any] | None) -> frozenset[str]:
         here = self._grants.setdefault(key.namespace, {})
@@ -122,7 +122,7 @@ class GatewayApiIndex:
         else:
             self._services[key] = service
             self._port_names[key] = port_names
-        return self._forget({key} | self._sending_to({key}))
+        return self._forget({key} | self.sending_to({key}))
 
     def put_config_map(
         self, namespace: str, name: str, data: Mapping[str, str] | None
@@ -308,7 +308,7 @@ class GatewayApiIndex:
     def _parents_of(self, routes: Iterable[Key]) -> set[str]:
         return {parent.service for key in routes for parent in self._routes[key].parents}
 
-    def _sending_to(self, services: Iterable[str]) -> set[str]:
+    def sending_to(self, services: Iterable[str]) -> set[str]:
         """Find the services whose routes send to any of these."""
         found: set[str] = set()
         for service in services:
