@@ -17,7 +17,8 @@ _KEPT = os.environ.get("AMBIT_CLUSTER", "")
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes, Ready, nothing installed."""
-    found = Cluster(_KEPT or "test")
+    # One for each of pytest-xdist's workers: they have the same addresses and do not meet.
+    found = Cluster(_KEPT or f"test{os.environ.get('PYTEST_XDIST_WORKER', '')}")
     if not _KEPT or not found.layout.kubeconfig.exists():
         found.up(print)
     yield found
