@@ -482,6 +482,7 @@ def test_cors() -> None:
         ({"headers": {"request": {"set": {"a": 5}}}}, "set.a: 5 is not text (quote it)"),
         ({"headers": {"request": {"set": {"a": "x\ny"}}}}, "with a line break"),
         ({"headers": {"response": {"set": {"Host": "x"}}}}, "response.set.Host"),
+        ({"headers": {"request": {"set": {"a": "%REQ(b)%"}}}}, "commands of Envoy are not filled"),
         ({"headers": {"request": {"remove": [":path"]}}}, "remove: ':path' is not the name"),
         ({"headers": {"requests": {}}}, "headers.requests: no such field"),
         ({"rewrite": {"uriRegexRewrite": {"match": "(", "rewrite": "a"}}}, "missing )"),

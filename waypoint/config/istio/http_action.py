@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Final
 
 from waypoint.config.istio.http_match import HEADER_NAME, read_text_match
@@ -48,6 +49,10 @@ RETRY_ON: Final = (
     "resource-exhausted",
     "unavailable",
 )
+# What Envoy would fill in (%REQ(x)%): a text that a user wrote is sent as a text.
+_COMMAND: Final = re.compile(r"%[A-Z][A-Z0-9_]*(\([^()%]*\))?(:\d+)?%")
+_NO_COMMANDS: Final = "commands of Envoy are not filled in: it is sent as it is written"
+
 _GRPC_CODES: Final = (
     "OK",
     "CANCELLED",
@@ -85,6 +90,8 @@ def _read_values(f: Fields, name: str, *, request: bool) -> tuple[list[tuple[str
             f.bad(where, "is not the name of a header that can be changed")
         else:
             out.append((key.lower(), value))
+            if _COMMAND.search(value):
+                f.report.skip(f.at(where), _NO_COMMANDS)
     return sorted(out), host
 
 
