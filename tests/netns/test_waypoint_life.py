@@ -60,15 +60,20 @@ def kill_envoy(wp: Shop) -> None:
 
 
 def test_killed_envoy_loses_what_was_in_flight_and_no_more(wp: Shop) -> None:
-    """kill -9 under load: who had a request under way is told; who comes meanwhile waits."""
+    """kill -9 under load: who had a request under way is told; who comes meanwhile waits.
+
+    Between the kill and the moment when the process notices, which on a busy machine takes a few
+    milliseconds, callers are refused; without parking it would be hundreds of them.
+    """
     load = Load(wp, 6)
     time.sleep(2)
     before = agent(wp)["envoy"]["restarts"]
     kill_envoy(wp)
     found = load.result()
-    print(found)
     assert agent(wp)["envoy"]["restarts"] == before + 1
-    assert len(found["failed"]) <= _KEEP + _FRESH, found["failed"]
+    times = [at for at, _ in found["failed"]]
+    assert len(times) <= 3 * (_KEEP + _FRESH), found["failed"]
+    assert max(times, default=0) - min(times, default=0) < 0.2, found["failed"]
 
 
 def test_rollout_of_two_replicas_fails_no_request(wp: Shop) -> None:
@@ -83,7 +88,6 @@ def test_rollout_of_two_replicas_fails_no_request(wp: Shop) -> None:
     wp.lab.apply([gateway(infrastructure=stamp)])
     wp.until(lambda: not old & pods(wp), 40)
     found = load.result()
-    print(found)
     assert found["failed"] == []
     wp.lab.wait_ready(60)
     assert len(pods(wp)) == 2
@@ -95,4 +99,69 @@ def pods(wp: Shop) -> set[str]:
         p["metadata"]["name"]
         for p in wp.lab.pods()
         if p["metadata"].get("labels", {}).get(label) == "waypoint"
+    }
+
+
+def test_certificates_rotate_under_load(wp: Shop) -> None:
+    """A certificate of seconds: several renewals, no request fails."""
+    overlay = (
+        "spec: {template: {spec: {containers:"
+        " [{name: waypoint, env: [{name: SECRET_TTL, value: '8'}]}]}}}"
+    )
+    short = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "short", "namespace": NS},
+        "data": {"deployment": overlay},
+    }
+    wp.lab.scale(NS, "waypoint", 1)
+    old = pods(wp)
+    reference = {"group": "", "kind": "ConfigMap", "name": "short"}
+    wp.lab.apply([short, gateway(infrastructure={"parametersRef": reference})])
+    wp.until(lambda: not old & pods(wp) and len(pods(wp)) == 1, 60)
+    wp.lab.wait_ready(60)
+    first = serial(wp)
+    load = Load(wp, 12)
+    time.sleep(11)
+    assert serial(wp) != first
+    found = load.result()
+    assert found["failed"] == []
+    wp.lab.apply([gateway()])
+    wp.until(lambda: len(pods(wp)) == 1, 60)
+    wp.lab.wait_ready(60)
+
+
+def serial(wp: Shop) -> str:
+    return str(agent(wp)["certificate"]["chain"][0]["serial"])
+
+
+def test_control_plane_away_and_envoy_killed_meanwhile(wp: Shop) -> None:
+    """The next Envoy serves what the last one had; what changed meanwhile comes afterwards."""
+    plane = wp.lab.components()["control-plane"]["pid"]
+    wp.until(lambda: wp.ask().status == 200)
+    os.kill(plane, signal.SIGSTOP)
+    try:
+        kill_envoy(wp)
+        wp.until(lambda: wp.ask().status == 200, 10)
+        load = Load(wp, 3)
+        found = load.result()
+        assert found["failed"] == []
+        wp.lab.apply([redirect_all()])
+        assert wp.ask().status == 200
+    finally:
+        os.kill(plane, signal.SIGCONT)
+    wp.until(lambda: wp.ask().status == 302, 30)
+
+
+def redirect_all() -> dict[str, Any]:
+    """A route that answers otherwise than the server does."""
+    redirect = {"type": "RequestRedirect", "requestRedirect": {"hostname": "elsewhere"}}
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "away", "namespace": NS},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": "echo"}],
+            "rules": [{"filters": [redirect]}],
+        },
     }
