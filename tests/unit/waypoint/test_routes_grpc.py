@@ -61,6 +61,10 @@ def test_grpc_precedence() -> None:
     [
         ({"matches": [{"method": {}}]}, "must have a service or a method"),
         ({"matches": [{"method": {"service": "a/b"}}]}, "service: 'a/b' is not a name"),
+        (  # sound alone, but not inside the expression that a path is compared with
+            {"matches": [{"method": {"type": "RegularExpression", "service": r"\Qabc"}}]},
+            "matches[0].method.service",
+        ),
         ({"matches": [{"path": {}}]}, "matches[0].path: no such field"),
         ({"timeouts": {}}, "timeouts: no such field"),
         (

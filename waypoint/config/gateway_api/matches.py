@@ -110,7 +110,10 @@ def _read_call(f: Fields) -> tuple[PathMatch | None, tuple[int, int]]:
             f"/{f'(?:{service})' if service else '[^/]+'}/{f'(?:{method})' if method else '[^/]+'}"
         )
         for name, text in (("service", service), ("method", method)):
-            _checked_regex(f, name, text)
+            if text:
+                _checked_regex(f, name, text)
+        # Each may be sound alone and not within the other's brackets: RE2's \Q runs to the end.
+        _checked_regex(f, "service" if service else "method", pattern)
         return PathMatch("regex", pattern), rank
     for name, text in (("service", service), ("method", method)):
         if text and not _GRPC_NAME.fullmatch(text):
