@@ -71,6 +71,8 @@ def show(value: Any) -> str:
     """Quote a wrong value, shortened."""
     if isinstance(value, Mapping | list):
         return "a mapping" if isinstance(value, Mapping) else "a list"
+    if isinstance(value, int) and abs(value) >> 256:
+        return "a huge number"  # Python refuses to write the greatest of them out
     text = repr(value[:_MAX_VALUE] if isinstance(value, str) else value)
     return text if len(text) <= _MAX_VALUE + 2 else text[:_MAX_VALUE] + "..."
 

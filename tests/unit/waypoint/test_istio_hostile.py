@@ -157,6 +157,13 @@ def test_findings_are_bounded() -> None:
     assert len(condition.message) <= 4100
 
 
+def test_numbers_that_python_does_not_write_out() -> None:
+    """YAML has them in hexadecimal."""
+    mesh = Mesh()
+    key = mesh.virtual(one_rule(timeout=1 << 20_000, route=[{**to("web"), "weight": 1 << 20_000}]))
+    assert "spec.http[0].timeout: a huge number is not a duration" in mesh.condition(key).message
+
+
 @pytest.mark.parametrize("pattern", ["x" * (1 << 20), "((a{100}){100}){100}", "(" * 5000])
 def test_huge_regular_expressions(pattern: str) -> None:
     mesh = Mesh()

@@ -137,7 +137,8 @@ class GatewayApiIndex:
             for policy in self._policies.values()
             if policy.key.namespace == namespace and policy.tls and name in policy.tls.config_maps
         ]
-        return frozenset(target.service for policy in users for target in policy.targets)
+        services = {target.service for policy in users for target in policy.targets}
+        return frozenset(services - {""})
 
     def config_maps(self) -> frozenset[tuple[str, str]]:
         """Name the ConfigMaps (namespace, name) that policies need."""
