@@ -221,7 +221,7 @@ class DeltaConnection:
         if self._served.isolates and len(watch.last) > 1 and not named:
             watch.alone += [r.name for r in watch.last]
             return
-        error = request.error[:_ERROR_TEXT]
+        error = " ".join(request.error.split())[:_ERROR_TEXT]
         self.nacks.append(Nack(request.type_url, named or watch.last, error))
 
     def _due(self, type_url: str, watch: _Watch, snapshot: Snapshot) -> Response | None:

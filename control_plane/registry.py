@@ -431,8 +431,7 @@ class Registry:
         else:
             self._workloads[where] = new
             self._by_uid[new.uid] = new
-        for workload in (old, new):
-            self._touched.update(workload.services if workload else ())
+        self._touched |= _services_touched(old, new)
         if isinstance(where, tuple):
             self._touched_pods.add(where)
         if old is not None and (new is None or new.uid != old.uid):
@@ -468,6 +467,14 @@ class Registry:
             del here[name]
         else:
             here[name] = new
+
+
+def _services_touched(old: Workload | None, new: Workload | None) -> set[str]:
+    """Name the services whose endpoints are others."""
+    was, now = (dict(w.services) if w is not None else {} for w in (old, new))
+    if old is not None and new is not None and replace(old, services=new.services) == new:
+        return {k for k in was.keys() | now.keys() if was.get(k) != now.get(k)}
+    return was.keys() | now.keys()
 
 
 def _set(index: dict[str, tuple[str, ...]], key: str, values: set[str]) -> None:

@@ -7,10 +7,11 @@ protocol nobody declared is listened to for up to a second, and taken as TCP if 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mesh.model import Port
+from waypoint.config.envoy.encode import Packed
 from waypoint.config.envoy.names import (
     MAIN_INTERNAL,
     ORIGINAL_DST,
@@ -18,6 +19,7 @@ from waypoint.config.envoy.names import (
     route_name,
     workload_name,
 )
+from waypoint.config.envoy.pack import packed
 from waypoint.config.envoy.tcp import proxy_chain, tcp_chains, to_chain
 from waypoint.config.envoy.telemetry import http_access_log
 from waypoint.config.envoy.tunnels import extension
@@ -32,6 +34,8 @@ HTTP: Final = frozenset({1, 2, 3})  # HTTP11, HTTP2, GRPC
 _SNIFF: Final = "1s"
 _INPUTS: Final = "type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3"
 _HTTP_VERSIONS: Final = ("'http/1.1'", "'http/1.0'", "'h2c'")  # the quotes are part of the value
+_CHAIN: Final = "envoy.config.listener.v3.FilterChain"
+_RANGE: Final = "xds.type.matcher.v3.IPMatcher.IPRangeMatcher"
 _HTTP_MESSAGE: Final = "filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
@@ -50,6 +54,45 @@ class Chains:
     sniffed: frozenset[int] = frozenset()
     tls: frozenset[int] = frozenset()
     http: frozenset[int] = frozenset()  # ports with a route configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The same, put together as far as it goes without the others, and perhaps encoded."""
+
+    chains: tuple[Proto | Packed, ...] = ()  # envoy.config.listener.v3.FilterChain
+    range: Proto | Packed | None = None  # xds.type.matcher.v3.IPMatcher.IPRangeMatcher
+    named: frozenset[int] = frozenset()
+    sniffed: frozenset[int] = frozenset()
+    tls: frozenset[int] = frozenset()
+    sniffs_others: bool = False
+
+
+def piece_of(chains: Chains) -> Piece:
+    """Put together what one service or pod brings."""
+    if not chains.addresses:
+        return Piece()
+    matcher: Proto = {"matcher_tree": _by_port(chains.ports)} if chains.ports else {}
+    if chains.other is not None:
+        matcher["on_no_match"] = chains.other
+    return Piece(
+        chains.chains,
+        {"ranges": _ranges(chains.addresses), "on_match": {"matcher": matcher}},
+        frozenset(chains.ports),
+        chains.sniffed,
+        chains.tls,
+        chains.other is not None,
+    )
+
+
+def pack_piece(chains: Chains) -> Piece:
+    """The same, encoded: a listener of a thousand services is made anew in milliseconds."""
+    loose = piece_of(chains)
+    return replace(
+        loose,
+        chains=tuple(packed(_CHAIN, c) for c in chains.chains),
+        range=packed(_RANGE, loose.range) if isinstance(loose.range, dict) else None,
+    )
 
 
 def sniffing(http: Proto, tcp: Proto) -> Proto:
@@ -164,26 +207,24 @@ def _is_declared_http(bound: Bound, port: Port) -> bool:
     return port.app_protocol in HTTP or (routes.http is not None and routes.tcp is None)
 
 
-def main_internal(pieces: Iterable[Chains]) -> Proto:
+def main_internal(pieces: Iterable[Chains | Piece]) -> Proto:
     """The listener that all of them make together."""
-    ranges: list[Proto] = []
-    chains: list[Proto] = []
+    ranges: list[Proto | Packed] = []
+    chains: list[Proto | Packed] = []
     sniffed: set[int] = set()
     named: set[int] = set()
     tls: set[int] = set()
     sniffs_others = False
-    for piece in pieces:
-        if not piece.addresses:
+    for made in pieces:
+        piece = piece_of(made) if isinstance(made, Chains) else made
+        if piece.range is None:
             continue
         chains += piece.chains
+        ranges.append(piece.range)
         sniffed |= piece.sniffed
-        named |= piece.ports.keys()
+        named |= piece.named
         tls |= piece.tls
-        sniffs_others = sniffs_others or piece.other is not None
-        matcher: Proto = {"matcher_tree": _by_port(piece.ports)} if piece.ports else {}
-        if piece.other is not None:
-            matcher["on_no_match"] = piece.other
-        ranges.append({"ranges": _ranges(piece.addresses), "on_match": {"matcher": matcher}})
+        sniffs_others = sniffs_others or piece.sniffs_others
     listener: Proto = {
         "name": MAIN_INTERNAL,
         "internal_listener": {},
@@ -218,7 +259,7 @@ def _by_port(ports: Mapping[int, Proto]) -> Proto:
     }
 
 
-def _by_address(ranges: list[Proto]) -> Proto:
+def _by_address(ranges: list[Proto | Packed]) -> Proto:
     matcher = {"@type": "type.googleapis.com/xds.type.matcher.v3.IPMatcher"}
     return {
         "input": {"name": "ip", "typed_config": {"@type": f"{_INPUTS}.DestinationIPInput"}},

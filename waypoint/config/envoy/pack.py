@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.message import Message
 
 from mesh.errors import MeshError
+from waypoint.config.envoy.encode import Encoder, NotEncodable, Packed
 
 # What the translation's "@type"s are declared in. Only these are loaded: all of them take 0.5 s.
 _MODULES: Final = (
@@ -76,15 +77,22 @@ def _message(type_url: str) -> type[Message]:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
+_ENCODER: Final = Encoder(_message)
+
+
 def pack(type_url: str, resource: Mapping[str, Any]) -> bytes:
     """Serialise one resource, the same bytes for the same content."""
-    message = _message(type_url)()
     try:
-        json_format.ParseDict(dict(resource), message)
-    except json_format.ParseError as e:
+        message = _ENCODER.message(type_url, resource)
+    except NotEncodable as e:
         name = resource.get("name") or resource.get("cluster_name")
         raise MalformedResource(f"{type_url.rpartition('.')[2]} {name}: {e}") from e
     return bytes(message.SerializeToString(deterministic=True))
+
+
+def packed(name: str, message: Mapping[str, Any]) -> Packed:
+    """Encode a part of a resource (by its message's full name) that is used again and again."""
+    return Packed(pack(name, message))
 
 
 def unpack(type_url: str, payload: bytes) -> dict[str, Any]:

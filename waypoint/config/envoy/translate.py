@@ -10,7 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from waypoint.config.envoy.clusters import backend_dicts, pod_dicts
-from waypoint.config.envoy.inner import Chains, main_internal, pod_chains, service_chains
+from waypoint.config.envoy.inner import (
+    Piece,
+    main_internal,
+    pack_piece,
+    pod_chains,
+    service_chains,
+)
 from waypoint.config.envoy.names import (
     CLUSTER,
     CONNECT_ORIGINATE,
@@ -40,7 +46,7 @@ def backend_resources(backend: Backend) -> Resources:
     return out
 
 
-def bound_resources(waypoint: Waypoint, bound: Bound) -> tuple[Chains, Resources]:
+def bound_resources(waypoint: Waypoint, bound: Bound) -> tuple[Piece, Resources]:
     """What a bound service brings to main_internal, and its route configurations."""
     chains = service_chains(waypoint, bound)
     out: dict[str, bytes] = {}
@@ -48,20 +54,20 @@ def bound_resources(waypoint: Waypoint, bound: Bound) -> tuple[Chains, Resources
         if port.service_port in chains.http:
             routes = route_configuration(bound, port)
             out[routes["name"]] = pack(ROUTES, routes)
-    return chains, {ROUTES: out}
+    return pack_piece(chains), {ROUTES: out}
 
 
-def workload_resources(waypoint: Waypoint, pod: BoundWorkload) -> tuple[Chains, Resources]:
+def workload_resources(waypoint: Waypoint, pod: BoundWorkload) -> tuple[Piece, Resources]:
     """What a bound pod brings to main_internal, and its cluster and routes."""
     out: dict[str, dict[str, bytes]] = defaultdict(dict)
     for type_url, name, resource in pod_dicts(pod):
         out[type_url][name] = pack(type_url, resource)
     routes = pod_route_configuration(pod)
     out[ROUTES][routes["name"]] = pack(ROUTES, routes)
-    return pod_chains(waypoint, pod), out
+    return pack_piece(pod_chains(waypoint, pod)), out
 
 
-def listener_resources(waypoint: Waypoint, pieces: Iterable[Chains]) -> Resources:
+def listener_resources(waypoint: Waypoint, pieces: Iterable[Piece]) -> Resources:
     """All listeners, and the clusters that they belong to."""
     return {
         LISTENER: {
@@ -84,7 +90,7 @@ def waypoint_resources(
 ) -> Resources:
     """Everything, at once."""
     out: dict[str, dict[str, bytes]] = defaultdict(dict)
-    pieces: list[Chains] = []
+    pieces: list[Piece] = []
 
     def take(found: Resources) -> None:
         for type_url, named in found.items():
@@ -93,12 +99,12 @@ def waypoint_resources(
     for backend in backends:
         take(backend_resources(backend))
     for service in bound:
-        chains, found = bound_resources(waypoint, service)
-        pieces.append(chains)
+        piece, found = bound_resources(waypoint, service)
+        pieces.append(piece)
         take(found)
     for pod in workloads:
-        chains, found = workload_resources(waypoint, pod)
-        pieces.append(chains)
+        piece, found = workload_resources(waypoint, pod)
+        pieces.append(piece)
         take(found)
     take(listener_resources(waypoint, pieces))
     return out
