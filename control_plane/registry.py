@@ -22,6 +22,7 @@ from control_plane.resources import (
     service_resource,
     workload_resource,
 )
+from control_plane.selecting import LabelIndex, discard, pivot, set_values
 from control_plane.translate.endpoints import (
     EndpointIndex,
     ServiceKey,
@@ -43,7 +44,6 @@ log = logging.getLogger(__name__)
 Object = Mapping[str, Any]
 PodKey = tuple[str, str]  # namespace, name
 _T = TypeVar("_T")
-_K = TypeVar("_K")
 KINDS: Final = frozenset(
     {"AuthorizationPolicy", "EndpointSlice", "Node", "PeerAuthentication", "Pod", "Service"}
     | {"Gateway", "GatewayClass", "Namespace"}
@@ -63,6 +63,8 @@ class Registry:
         self._touched_pods: set[PodKey] = set()
         self._pods: dict[PodKey, PodRecord] = {}
         self._namespaces: dict[str, set[PodKey]] = {}
+        self._labelled: LabelIndex[PodKey] = LabelIndex()
+        self._selecting: LabelIndex[str] = LabelIndex()  # names of Services
         self._accounts: dict[tuple[str, str, str], set[PodKey]] = {}
         self._services: dict[str, dict[str, ServiceRecord]] = defaultdict(dict)
         self._endpoints = EndpointIndex()
@@ -205,12 +207,14 @@ class Registry:
         if new == old:
             return
         self.bindings.put_pod(old, new)
+        was, now = (p.labels.items() if p is not None else () for p in (old, new))
+        self._labelled.put(key.namespace, where, was, now)
         self.bindings.put(key, new.wish if new is not None and new.workload else None)
         if old is not None:
-            _discard(self._accounts, (old.node, old.namespace, old.service_account), where)
+            discard(self._accounts, (old.node, old.namespace, old.service_account), where)
         if new is None:
             self._pods.pop(where, None)
-            _discard(self._namespaces, key.namespace, where)
+            discard(self._namespaces, key.namespace, where)
         else:
             self._pods[where] = new
             self._namespaces.setdefault(key.namespace, set()).add(where)
@@ -219,7 +223,7 @@ class Registry:
                 self._accounts.setdefault(account, set()).add(where)
         self._dirty.add(where)
         for address in _addresses(old) - _addresses(new):
-            _discard(self._holders, address, where)
+            discard(self._holders, address, where)
             self._dirty_addresses.add(address)
         for address in _addresses(new) - _addresses(old):
             self._holders.setdefault(address, set()).add(where)
@@ -235,6 +239,8 @@ class Registry:
             here.pop(key.name, None)
         else:
             here[key.name] = new
+        was, now = (pivot(r.selector) if r is not None else () for r in (old, new))
+        self._selecting.put(key.namespace, key.name, was, now)
         self.bindings.put(key, new.wish if new is not None and new.service.vips else None)
         if old is not None and (new is None or new.service.key != old.service.key):
             self._touched.add(old.service.key)
@@ -253,9 +259,10 @@ class Registry:
     def _touch_members(self, service: ServiceKey, *records: ServiceRecord | None) -> None:
         """Look again at whatever backs a Service, by slices or by these records' selectors."""
         self._touch_addresses(self._endpoints.addresses_of(service))
-        for where in self._namespaces.get(service[0], ()):
-            if any(r is not None and r.matches(self._pods[where]) for r in records):
-                self._dirty.add(where)
+        for record in records:
+            if record is not None:
+                found = self._labelled.find(service[0], pivot(record.selector))
+                self._dirty |= {where for where in found if record.matches(self._pods[where])}
 
     def _touch_addresses(self, addresses: Iterable[str]) -> None:
         for address in addresses:
@@ -370,10 +377,11 @@ class Registry:
     def _services_of(self, pod: PodRecord) -> dict[str, tuple[Port, ...]]:
         """Find the services that a pod backs, and the ports on it."""
         assert pod.workload is not None
+        here = self._services[pod.namespace]
         out = {
-            record.service.key: record.ports_on(pod)
-            for name, record in self._services[pod.namespace].items()
-            if record.matches(pod) and not self._endpoints.has((pod.namespace, name))
+            here[name].service.key: here[name].ports_on(pod)
+            for name in self._selecting.find(pod.namespace, pod.labels.items())
+            if here[name].matches(pod) and not self._endpoints.has((pod.namespace, name))
         }
         found: dict[str, dict[int, Port]] = {}
         for address in pod.workload.addresses:
@@ -448,7 +456,7 @@ class Registry:
         for service in before ^ after:
             members = set(self._members.get(service, ()))
             members = members | {uid} if service in after else members - {uid}
-            _set(self._members, service, members)
+            set_values(self._members, service, members)
 
     def _put(self, type_url: str, name: str, new: Resource | None) -> None:
         """Replace one resource and its aliases."""
@@ -462,7 +470,7 @@ class Registry:
         for alias in set(old.aliases if old else ()) ^ set(new.aliases if new else ()):
             names = set(self._aliases.get(alias, ()))
             names = names | {name} if new and alias in new.aliases else names - {name}
-            _set(self._aliases, alias, names)
+            set_values(self._aliases, alias, names)
         if new is None:
             del here[name]
         else:
@@ -475,20 +483,6 @@ def _services_touched(old: Workload | None, new: Workload | None) -> set[str]:
     if old is not None and new is not None and replace(old, services=new.services) == new:
         return {k for k in was.keys() | now.keys() if was.get(k) != now.get(k)}
     return was.keys() | now.keys()
-
-
-def _set(index: dict[str, tuple[str, ...]], key: str, values: set[str]) -> None:
-    if values:
-        index[key] = tuple(sorted(values))
-    else:
-        index.pop(key, None)
-
-
-def _discard(index: dict[_K, set[PodKey]], key: _K, where: PodKey) -> None:
-    here = index.get(key, set())
-    here.discard(where)
-    if not here:
-        index.pop(key, None)
 
 
 def _addresses(pod: PodRecord | None) -> set[str]:
