@@ -88,11 +88,6 @@ class Metrics:
         self.rejects = Counter(
             "pilot_total_xds_rejects", "Responses a proxy refused (NACK), by type.", ["type"], r
         )
-        self.refused_resources = Gauge(
-            "ambit_waypoint_refused_resources",
-            "Resources that waypoints refuse now; they go on with what worked before.",
-            registry=r,
-        )
         self.refused = Counter(
             "pilot_xds_authentication_failures", "xDS streams refused for their token.", [], r
         )
@@ -126,7 +121,16 @@ class Metrics:
             "Unix time at which the root certificate expires.",
             registry=r,
         )
+        self._waypoints(r)
         self._cluster(r)
+
+    def _waypoints(self, r: CollectorRegistry) -> None:
+        """What there is to count of waypoints."""
+        self.refused_resources = Gauge(
+            "ambit_waypoint_refused_resources",
+            "Resources that waypoints refuse now; they go on with what worked before.",
+            registry=r,
+        )
 
     def _cluster(self, r: CollectorRegistry) -> None:
         """What there is to count where objects come from an API server."""

@@ -4,7 +4,7 @@ A Service or Pod names a waypoint by label, or its Namespace does for all of the
 word counts before its Namespace's, and `none` means no waypoint. What names a waypoint passes that
 waypoint or nothing: where the waypoint is missing, is not ready or does not let the object's
 namespace attach, node proxies are told a waypoint that they cannot reach, and refuse the traffic
-(docs/decisions/0009-missing-waypoints.md). The annotation ambit.io/waypoint-missing: allow, on the
+(docs/decisions/0011-missing-waypoints.md). The annotation ambit.io/waypoint-missing: allow, on the
 object or its Namespace, lets it go directly instead.
 """
 
