@@ -97,6 +97,11 @@ class Metrics:
         self.resources = Gauge(
             "pilot_resources", "Resources in the current snapshot.", ["type"], registry=r
         )
+        self._certificates(r)
+        self._cluster(r)
+
+    def _certificates(self, r: CollectorRegistry) -> None:
+        """What the CA counts."""
         self.csrs = Counter("citadel_server_csr_count", "Certificate requests received.", [], r)
         self.issued = Counter(
             "citadel_server_success_cert_issuance_count", "Certificates signed.", [], r
