@@ -98,6 +98,7 @@ class Metrics:
             "pilot_resources", "Resources in the current snapshot.", ["type"], registry=r
         )
         self._certificates(r)
+        self._waypoints(r)
         self._cluster(r)
 
     def _certificates(self, r: CollectorRegistry) -> None:
@@ -126,8 +127,6 @@ class Metrics:
             "Unix time at which the root certificate expires.",
             registry=r,
         )
-        self._waypoints(r)
-        self._cluster(r)
 
     def _waypoints(self, r: CollectorRegistry) -> None:
         """What there is to count of waypoints."""
