@@ -84,10 +84,12 @@ class Seen:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: Counter[tuple[str, str]] = Counter()
+        self.hosts: set[str] = set()
 
-    def add(self, name: str, path: str) -> int:
+    def add(self, name: str, path: str, host: str) -> int:
         with self._lock:
             self._seen[name, path] += 1
+            self.hosts.add(host)
             return sum(n for (_, p), n in self._seen.items() if p == path)
 
     def of(self, name: str, path: str) -> int:
@@ -104,7 +106,7 @@ def app(name: str, seen: Seen) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
-            count = seen.add(name, self.path)
+            count = seen.add(name, self.path, self.headers["host"])
             asked = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
             time.sleep(float(asked.get("delay", 0)))
             if count <= int(asked.get("cut", 0)):

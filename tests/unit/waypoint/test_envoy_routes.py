@@ -67,7 +67,7 @@ CASES: dict[str, list[HttpRule] | None] = {
     "headers": [
         answers("exact", headers=(("x-h", text("exact", "1")), ("x-i", text("present")))),
         answers("prefix", headers=(("x-h", text("prefix", "p-")),)),
-        answers("regex", headers=(("x-h", text("regex", "[0-9]{3}")),)),
+        answers("regex", headers=(("x-h", text("regex", "[x-z]{3}", ignore_case=True)),)),
         answers("case", headers=(("x-h", text("exact", "ABC", ignore_case=True)),)),
         answers(
             "unlike",
@@ -250,8 +250,8 @@ def test_names(wp: Proxy) -> None:
         ({"x-h": "1", "x-i": ""}, "exact"),
         ({"x-h": "1"}, ""),
         ({"x-h": "p-1"}, "prefix"),
-        ({"x-h": "123"}, "regex"),
-        ({"x-h": "1234"}, ""),
+        ({"x-h": "xYz"}, "regex"),
+        ({"x-h": "xyzx"}, ""),
         ({"x-h": "aBc"}, "case"),
         ({"x-t": "u"}, "unlike"),
         ({"x-t": "u", "x-no": "2"}, "unlike"),
@@ -367,8 +367,7 @@ def test_changes_of_headers(wp: Proxy) -> None:
 
 def test_mirrors(wp: Proxy) -> None:
     copies = wp.seen.of
-    assert wp.ask("mirrors", "/all").app == "a"
-    assert wp.ask("mirrors", "/dead").status == 200
+    assert [wp.ask("mirrors", path).app for path in ("/all", "/dead")] == ["a", "a"]
     for _ in range(60):
         assert wp.ask("mirrors", "/half").app == "a"
     assert wp.ask("mirrors", "/none").app == "a"
@@ -378,6 +377,7 @@ def test_mirrors(wp: Proxy) -> None:
         time.sleep(0.02)
     assert copies("b", "/half") <= 50
     assert copies("b", "/none") == 0
+    assert not [host for host in wp.seen.hosts if "shadow" in host]  # not Envoy's own suffix
 
 
 @pytest.mark.parametrize(
@@ -414,8 +414,8 @@ def test_retries_by_code(wp: Proxy) -> None:
 
 
 def test_another_endpoint_is_tried(wp: Proxy) -> None:
-    """Half of the first tries meet an endpoint where nobody is."""
-    assert {wp.ask("retries", "/half").status for _ in range(40)} == {200}
+    """Half of the first tries fail; Envoy looks for another endpoint six times, by chance."""
+    assert sum(wp.ask("retries", "/half").status != 200 for _ in range(100)) <= 10  # else 25
 
 
 @pytest.mark.parametrize(
