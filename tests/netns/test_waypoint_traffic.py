@@ -269,12 +269,6 @@ def test_consistent_hash(wp: Shop, example: Apply) -> None:
     assert [where(user) for user in users[:6]] == places[:6]
 
 
-def test_nearby_first(wp: Shop, example: Apply) -> None:
-    """Without places on the nodes everything is near: both versions answer."""
-    example("Nearby first")
-    wp.until(lambda: set(versions(wp.asks(6))) == {"v1", "v2"})
-
-
 # ---- mistakes ----------------------------------------------------------------------------------
 
 
@@ -318,7 +312,7 @@ def test_every_example_of_the_page_is_tried() -> None:
     tried = {
         "Canary", "A/B by header or cookie", "By caller", "Rewrite, redirect and headers",
         "Delegation", "Timeouts", "Retries", "Circuit breaker", "Outlier ejection",
-        "Fault injection", "Mirror", "CORS", "Balancing", "Consistent hash", "Nearby first",
+        "Fault injection", "Mirror", "CORS", "Balancing", "Consistent hash",
     }  # fmt: skip
     assert set(examples(PAGE)) == tried
     assert not _USED or tried >= _USED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -110,6 +111,7 @@ def pod(uid: str = "u", **parts: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
+    gc.collect()  # what earlier tests left must not go away in between
     before = len(os.listdir("/proc/self/fd"))
     made = Rig()
     made.namespace(**AMBIENT)

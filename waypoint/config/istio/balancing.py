@@ -173,6 +173,8 @@ def read_balance(f: Fields) -> Balance:
         warmup=warmup,
         locality=f.inner("localityLbSetting", _read_locality),
     )
+    if found.locality is not None and found.locality.enabled:
+        f.skip("has no effect yet: all localities are used alike", "localityLbSetting")
     if warmup is not None and (hashed or simple == "RANDOM"):
         f.skip(
             "has no effect: only ROUND_ROBIN and LEAST_REQUEST can warm up",
