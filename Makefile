@@ -43,7 +43,8 @@ test-k8s: setup  ## everything against real Kubernetes, with root
 	@scripts/setup-k8s.sh
 	@$(PY) -m tests.k8s.cluster build
 	$(PY) -m pytest tests/k8s/test_cluster_life.py -m k8s -q  # compares the whole machine: alone
-	$(PY) -m pytest tests/k8s -m k8s -q -n 2 --dist loadfile --ignore tests/k8s/test_cluster_life.py
+	$(PY) -m pytest tests/k8s -m k8s -q -n 2 --dist loadfile --no-loadscope-reorder \
+		--ignore tests/k8s/test_cluster_life.py
 
 conformance: setup ## the Gateway API's mesh conformance suite; its report goes to docs/conformance
 	@scripts/setup-k8s.sh

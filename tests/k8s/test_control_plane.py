@@ -14,7 +14,7 @@ from cryptography import x509
 
 from tests.k8s import objects
 from tests.k8s.cluster import Cluster, binaries
-from tests.k8s.plane import MAP, NS, Node, Plane, give_rights, token_of, wait
+from tests.k8s.plane import MAP, NS, Node, Plane, clean, give_rights, token_of, wait
 
 pytestmark = pytest.mark.k8s
 
@@ -31,11 +31,7 @@ def world(cluster: Cluster) -> Iterator[Cluster]:
     cluster.apply(objects.workload("Deployment", APP, "web", 2), objects.service(APP, "web"))
     cluster.kubectl("rollout", "status", "-n", APP, "deployment/web", "--timeout=60s")
     yield cluster
-    cluster.kubectl("delete", "namespace", APP, "--wait=false")
-    cluster.kubectl(
-        "delete", "-n", NS, "--ignore-not-found", "secret", "istio-ca-secret", "cacerts"
-    )
-    cluster.kubectl("delete", "-n", NS, "--ignore-not-found", "configmap", "istio-ca-root-cert")
+    clean(cluster, APP)
 
 
 @pytest.fixture(scope="module")
