@@ -9,23 +9,19 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import argparse
 import asyncio
-import contextlib
-import ctypes
 import gc
 import json
 import logging
 import random
-import resource
 import signal
 import sys
 import time
-from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from mesh import logs
+from mesh import logs, process
 from mesh.ca.client import CaClient, CertKeeper
 from mesh.ca.store import CertStore
 from mesh.env import cpu_count
@@ -45,7 +41,6 @@ from ztunnel.zds_client import ZdsClient
 
 log = logging.getLogger("ztunnel")
 
-_M_ARENA_MAX: Final = -8  # malloc.h
 _JSON: Final = "application/json"
 
 
@@ -127,8 +122,11 @@ class Ztunnel:
         for server in servers:
             await server.start()
         self.pool.start()
-        zds = self._supervised(self.zds.run())
-        tasks = [self._supervised(self.xds.run()), self._supervised(self.keeper.run())]
+        zds = process.supervised(self.zds.run(), self._part_failed)
+        tasks = [
+            process.supervised(self.xds.run(), self._part_failed),
+            process.supervised(self.keeper.run(), self._part_failed),
+        ]
         log.info(
             "ztunnel %s on node %s: %d workers",
             build_version(),
@@ -150,18 +148,11 @@ class Ztunnel:
         self.control.close()
         log.info("ended")
 
-    def _supervised(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run forever; what ends with an error ends the process, to be started again."""
-        task = asyncio.ensure_future(work)
-
-        def ended(done: asyncio.Task[None]) -> None:
-            if not done.cancelled() and done.exception() is not None:
-                log.critical("a part of ztunnel failed", exc_info=done.exception())
-                self.failed = True
-                self.stop.set()
-
-        task.add_done_callback(ended)
-        return task
+    def _part_failed(self, error: BaseException) -> None:
+        """End the process, to be started again: all parts run forever."""
+        log.critical("a part of ztunnel failed", exc_info=error)
+        self.failed = True
+        self.stop.set()
 
     # ---- pages -------------------------------------------------------------------------------
 
@@ -238,14 +229,6 @@ async def _main(config: Config, levels: logs.Levels) -> int:
     return 1 if ztunnel.failed else 0
 
 
-def _tune_process() -> None:
-    # Two or three threads that do little need no memory arenas of their own.
-    with contextlib.suppress(AttributeError):  # glibc's alone
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 after a drain, 1 after a failure, 2 when the configuration is wrong."""
     parser = argparse.ArgumentParser(
@@ -260,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=help_text(),
     )
     parser.parse_args(argv)
-    _tune_process()
+    process.tune()
     try:
         config = from_environment(os.environ, cpu_count())
         levels = logs.setup(config.log_level, config.log_json, {"zds": "ztunnel.zds_client"})

@@ -10,19 +10,17 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import gc
 import json
 import logging
 import random
-import resource
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-from mesh import logs
+from mesh import logs, process
 from mesh.ca.client import CaClient, CertKeeper
 from mesh.ca.held import Held
 from mesh.ca.store import CertStore
@@ -44,7 +42,6 @@ from waypoint.agent.secrets import secrets
 
 log = logging.getLogger("waypoint")
 
-_M_ARENA_MAX: Final = -8  # malloc.h
 _RETURN_TURN: Final = 0.02  # seconds between two looks whether another Envoy serves
 _RETURN_MOST: Final = 10.0  # seconds that callers wait for one, as long as node proxies dial
 
@@ -141,7 +138,7 @@ class Waypoint:
             await server.start()
         await self.exchange.start(c.xds_socket)
         tasks = [
-            self._supervised(work)
+            process.supervised(work, self._part_failed)
             for work in (
                 self.exchange.run(),
                 self.keeper.run(),
@@ -177,18 +174,11 @@ class Waypoint:
             task.cancel()
         await asyncio.gather(draining, again, return_exceptions=True)
 
-    def _supervised(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run forever; what ends with an error ends the process, to be started again."""
-        task = asyncio.ensure_future(work)
-
-        def ended(done: asyncio.Task[None]) -> None:
-            if not done.cancelled() and done.exception() is not None:
-                log.critical("a part of the waypoint failed", exc_info=done.exception())
-                self.failed = True
-                self.parts.stop.set()
-
-        task.add_done_callback(ended)
-        return task
+    def _part_failed(self, error: BaseException) -> None:
+        """End the process, to be started again: all parts run forever."""
+        log.critical("a part of the waypoint failed", exc_info=error)
+        self.failed = True
+        self.parts.stop.set()
 
 
 async def _main(config: Config, levels: logs.Levels) -> int:
@@ -200,15 +190,6 @@ async def _main(config: Config, levels: logs.Levels) -> int:
     gc.freeze()  # what start-up made stays: do not look at it again
     await waypoint.run()
     return 1 if waypoint.failed else 0
-
-
-def _tune_process() -> None:
-    # Two or three threads that do little need no memory arenas of their own.
-    with contextlib.suppress(AttributeError):  # glibc's alone
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-    # For Envoy, which inherits it.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -224,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=help_text(),
     )
     parser.parse_args(argv)
-    _tune_process()
+    process.tune()
     try:
         config = from_environment(os.environ, this_machine())
         levels = logs.setup(config.log_level, config.log_json)
