@@ -129,9 +129,9 @@ class Cluster:
         if self.settings.mesh:
             self._make_waypoints()
         everything = self._sound()
+        self._complete_services([o for o in everything if o["kind"] == "Service"])
         for kind, bring_in_line in (
             ("Node", self._ensure_node),
-            ("Service", self._complete_service),
             ("Deployment", self._roll),
         ):
             for obj in [o for o in everything if o["kind"] == kind]:
@@ -313,13 +313,16 @@ class Cluster:
 
     # ---- controllers -------------------------------------------------------------------------
 
-    def _complete_service(self, service: Object, everything: list[Object]) -> None:
-        taken = {a for o in everything if o["kind"] == "Service" for a in services.addresses(o)}
-        new = services.with_addresses(service, taken)
-        if new is not None:
-            filled = ("clusterIP", "clusterIPs", "ipFamilies")
-            self._rewrite(service, **{key: new["spec"][key] for key in filled})
-            service["spec"] = new["spec"]
+    def _complete_services(self, found: list[Object]) -> None:
+        taken = {address for service in found for address in services.addresses(service)}
+        for service in found:
+            with self._spared(f"Service {service['metadata']['name']}"):
+                new = services.with_addresses(service, taken)
+                if new is not None:
+                    filled = ("clusterIP", "clusterIPs", "ipFamilies")
+                    self._rewrite(service, **{key: new["spec"][key] for key in filled})
+                    service["spec"] = new["spec"]
+                    taken.update(services.addresses(new))
 
     def _roll(self, deployment: Object, everything: list[Object]) -> None:
         name, namespace = deployment["metadata"]["name"], namespace_of(deployment)

@@ -28,6 +28,7 @@ from waypoint.config.infrastructure import (
 Object = dict[str, Any]
 
 COMPONENT: Final = "waypoint"  # in Settings.env
+TMP_VOLUME: Final = "tmp"  # of the Deployment: an emptyDir
 # Of what is made, fields that others fill in or change while ours says nothing of them.
 _KEPT: Final = {
     "Deployment": ("replicas",),
@@ -46,6 +47,8 @@ class Plan:
 
 def runtime(layout: Layout, env: Mapping[str, str]) -> Runtime:
     """Say how a waypoint's process is started in a lab."""
+    # With the pod's other files, to go with them: at its end a lab's processes are killed.
+    own = {"RUN_DIR": f"$({FILES})/{TMP_VOLUME}"}
     return Runtime(
         command=(sys.executable, "-m", "waypoint.agent.app"),
         control_plane=f"https://{CP_V4}:{XDS_CA_TLS}",
@@ -53,7 +56,7 @@ def runtime(layout: Layout, env: Mapping[str, str]) -> Runtime:
         cluster_id=DEFAULT_CLUSTER_ID,
         token=f"$({FILES})/{TOKEN_VOLUME}/istio-token",
         root=str(layout.root_cert),
-        env=tuple(sorted(env.items())),
+        env=tuple(sorted({**own, **env}.items())),
     )
 
 

@@ -40,6 +40,7 @@ _KNOWN: Final = (
     "ServiceEntry",
     "TCPRoute",
     "TLSRoute",
+    "Telemetry",
     "VirtualService",
     "WorkloadEntry",
     "XBackendTrafficPolicy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,15 +54,23 @@ def url(text: str, name: str) -> str:
     return text
 
 
+def everywhere() -> str:
+    """The address to listen on for all families: a cluster has IPv4, IPv6 or both.
+
+    "::" takes both, but a kernel may be without IPv6 (ipv6.disable=1).
+    """
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+
+
 def address(env: Mapping[str, str], name: str, default: Address) -> Address:
-    """Read ADDRESS:PORT."""
+    """Read ADDRESS:PORT, or :PORT for everywhere."""
     text = env.get(name, "")
     if not text:
         return default
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or not 0 <= int(port) < 65536:
         raise ConfigError(f"{name}={text!r}: write ADDRESS:PORT")
-    return host.strip("[]"), int(port)
+    return host.strip("[]") or everywhere(), int(port)
 
 
 def headers(env: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -119,9 +120,14 @@ class WebServer:
         """Listen; raises ConfigError when the address is taken."""
         host, port = self._address
         try:
-            self._server = await asyncio.start_server(
-                self._serve, host, port, limit=_MAX_HEAD, reuse_port=True
+            # Made here: what asyncio makes of "::" takes no IPv4.
+            listener = socket.create_server(
+                (host, port),
+                family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+                reuse_port=True,
+                dualstack_ipv6=host == "::",
             )
+            self._server = await asyncio.start_server(self._serve, sock=listener, limit=_MAX_HEAD)
         except OSError as e:
             raise ConfigError(f"cannot listen on {host}:{port}: {e.strerror}") from e
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from mesh.env import everywhere
 from mesh.errors import ConfigError
 from mesh.ports import AGENT_HEALTH, AGENT_METRICS, ROOT_NAMESPACE, ZDS_SOCKET
 
@@ -170,11 +171,11 @@ def _parser() -> argparse.ArgumentParser:
         "(AMBIT_NODE_ADDRESSES, comma separated) [the one it would use toward each pod]",
     )
     option("--redirect", "AMBIT_REDIRECT", AUTO, f"one of {', '.join(_MODES)}; auto falls back")
-    option("--metrics", "AMBIT_METRICS", f"0.0.0.0:{AGENT_METRICS}", "where to serve /metrics")
+    option("--metrics", "AMBIT_METRICS", f":{AGENT_METRICS}", "where to serve /metrics")
     option(
         "--health",
         "AMBIT_HEALTH",
-        f"0.0.0.0:{AGENT_HEALTH}",
+        f":{AGENT_HEALTH}",
         "where to serve /healthz, /readyz and /status",
     )
     _end_options(parser, option)
@@ -252,8 +253,8 @@ def _address(value: str) -> str:
 def _endpoint(option: str, value: str) -> tuple[str, int]:
     host, _, port = value.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{option} {value}: ADDRESS:PORT is needed, as in 0.0.0.0:8000")
-    return host.strip("[]") or "0.0.0.0", int(port)
+        raise ConfigError(f"{option} {value}: ADDRESS:PORT is needed, as in 127.0.0.1:8000")
+    return host.strip("[]") or everywhere(), int(port)
 
 
 def _seconds(value: str) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mesh.env import Address, address, choice, duration, flag, headers, path, url
+from mesh.env import Address, address, choice, duration, everywhere, flag, headers, path, url
 from mesh.errors import ConfigError
 from mesh.ports import (
     DEFAULT_CLUSTER_ID,
@@ -43,8 +43,8 @@ VARIABLES: Final[tuple[tuple[str, str, str], ...]] = (
     ("TERMINATION_GRACE_PERIOD_SECONDS", "30", "connections are cut 5 s before it is over"),
     ("CONNECTION_TERMINATION_DEADLINE", "grace - 5", "seconds that connections have on SIGTERM"),
     ("ADMIN_ADDR", f"127.0.0.1:{ZTUNNEL_ADMIN}", "/config_dump /logging /quitquitquit"),
-    ("READY_ADDR", f"0.0.0.0:{ZTUNNEL_READY}", "/healthz/ready"),
-    ("METRICS_ADDR", f"0.0.0.0:{ZTUNNEL_METRICS}", "/metrics /stats/prometheus"),
+    ("READY_ADDR", f":{ZTUNNEL_READY}", "/healthz/ready"),
+    ("METRICS_ADDR", f":{ZTUNNEL_METRICS}", "/metrics /stats/prometheus"),
     ("LOG_LEVEL", "info", "debug, info, warn, error; or scopes: info,access=debug"),
     ("LOG_FORMAT", "text", "text or json, of the access log"),
     ("AUTHZ_POLICY_INFO_LOGGING", "false", "true: verdicts of dry-run policies at info level"),
@@ -136,8 +136,8 @@ def from_environment(env: Mapping[str, str], cpus: int) -> Config:
         # C10: leave the kubelet five seconds for the rest.
         drain_seconds=duration(env, "CONNECTION_TERMINATION_DEADLINE", max(1.0, grace - 5)),
         admin=address(env, "ADMIN_ADDR", ("127.0.0.1", ZTUNNEL_ADMIN)),
-        ready=address(env, "READY_ADDR", ("0.0.0.0", ZTUNNEL_READY)),
-        metrics=address(env, "METRICS_ADDR", ("0.0.0.0", ZTUNNEL_METRICS)),
+        ready=address(env, "READY_ADDR", (everywhere(), ZTUNNEL_READY)),
+        metrics=address(env, "METRICS_ADDR", (everywhere(), ZTUNNEL_METRICS)),
         log_level=env.get("LOG_LEVEL") or env.get("RUST_LOG") or "info",
         log_json=choice(env, "LOG_FORMAT", ("text", "json")) == "json",
         policy_info=flag(env, "AUTHZ_POLICY_INFO_LOGGING"),
@@ -161,7 +161,7 @@ def _workers(text: str, cpus: int) -> int:
 def help_text() -> str:
     """Describe the variables for --help."""
     rows = [*VARIABLES, ("", "", ""), *RELAY_VARIABLES]
-    lines = ["environment variables:"]
+    lines = ["environment variables (an address :PORT is on all addresses):"]
     for name, default, what in rows:
         shown = f" (default: {default})" if default else ""
         lines.append(f"  {name}\n      {what}{shown}" if name else "  of the relay workers:")

@@ -49,7 +49,8 @@ class Endpoint:
     """One place a connection may go.
 
     hbone: dial `tunnel_address`, accept one of `identities`, CONNECT `authority`.
-    Not hbone: dial `address` plainly.
+    Not hbone: dial `address` plainly. spread: it serves each connection in one thread, so many
+    streams are given several.
     """
 
     address: tuple[str, int]
@@ -59,6 +60,7 @@ class Endpoint:
     identities: tuple[str, ...]
     weight: int
     peer: Peer
+    spread: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,7 @@ class Router:
                 identities=(str(c.workload.identity), *sans),
                 weight=c.workload.capacity,
                 peer=peer_of(c.workload),
+                spread=True,
             )
             for c in candidates
         )

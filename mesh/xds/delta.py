@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One resource of a response, still encoded."""
+    """One named resource, still encoded; `version` changes with its content alone."""
 
     name: str
     version: str
@@ -49,12 +49,13 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What matters of a DeltaDiscoveryResponse."""
+    """What matters of a DeltaDiscoveryResponse. version: of all that there is, for people."""
 
     type_url: str
     nonce: str
     resources: tuple[Resource, ...] = ()
     removed: tuple[str, ...] = ()
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

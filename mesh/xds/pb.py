@@ -51,6 +51,7 @@ def response_to_pb(response: Response) -> discovery_pb2.DeltaDiscoveryResponse:
     return discovery_pb2.DeltaDiscoveryResponse(
         type_url=response.type_url,
         nonce=response.nonce,
+        system_version_info=response.version,
         removed_resources=response.removed,
         resources=[
             discovery_pb2.Resource(
@@ -74,4 +75,5 @@ def response_from_pb(pb: discovery_pb2.DeltaDiscoveryResponse) -> Response:
             for r in pb.resources
         ),
         tuple(pb.removed_resources),
+        pb.system_version_info,
     )

@@ -15,6 +15,7 @@ import json
 import logging
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ class Waypoint:
             Node(node["id"], node["metadata"], node["cluster"]),
             self.metrics,
             self.relay,
+            ipv6=socket.has_dualstack_ipv6(),
         )
 
     def _keeper(self, c: Config) -> CertKeeper:

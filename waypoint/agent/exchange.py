@@ -20,6 +20,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from mesh.xds.client import Node, Observer, Upstream, XdsLoop
 from mesh.xds.delta import Request, Response
 from mesh.xds.pb import ADS, DELTA, request_from_pb, response_to_pb
+from waypoint.agent.family import without_ipv6
 from waypoint.agent.relay import Out, Relay, ToEnvoy, ToPlane
 from waypoint.agent.secrets import SECRET, Secrets, SecretStream
 
@@ -38,8 +39,11 @@ Queue = asyncio.Queue[Response]
 class Exchange:
     """Both sides, and what goes between them."""
 
-    def __init__(self, upstream: Upstream, node: Node, observer: Observer, relay: Relay) -> None:
+    def __init__(
+        self, upstream: Upstream, node: Node, observer: Observer, relay: Relay, ipv6: bool
+    ) -> None:
         self.relay = relay
+        self._ipv6 = ipv6  # whether this machine has it
         self._loop = XdsLoop(upstream, node, self, observer)
         self._envoy: Queue | None = None
         self._secrets: Secrets = {}
@@ -145,7 +149,8 @@ class Exchange:
 
     def received(self, response: Response) -> Iterable[Request]:
         """Pass on what came."""
-        return self._to_plane(self.relay.response(response))
+        fit = response if self._ipv6 else without_ipv6(response)
+        return self._to_plane(self.relay.response(fit))
 
     def closed(self) -> None:
         """Go on without."""

@@ -25,14 +25,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mesh.xds.delta import Request, Resource, Response
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 
 log = logging.getLogger(__name__)
 
-_PREFIX: Final = "type.googleapis.com/envoy.config."
-CLUSTER: Final = _PREFIX + "cluster.v3.Cluster"
-ENDPOINTS: Final = _PREFIX + "endpoint.v3.ClusterLoadAssignment"
-LISTENER: Final = _PREFIX + "listener.v3.Listener"
-ROUTES: Final = _PREFIX + "route.v3.RouteConfiguration"
 # First requests of a new stream go in this order; other types after them.
 _ORDER: Final = (CLUSTER, ENDPOINTS, LISTENER, ROUTES)
 

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 # if it answers that it did not pass them on. No more is read from the application until then.
 EARLY: Final = 64 << 10
 
+# A waypoint's Envoy serves a connection in one thread, and so does all that it sends on from there:
+# over one connection, requests of a pod would pass node proxies and waypoint in step, in batches
+# that keep one CPU busy at a time. From SHARE streams on there is another one, up to WIDTH in all.
+SHARE: Final = 4
+WIDTH: Final = 2
+
 PoolKey = tuple[str, tuple[str, ...], tuple[str, int]]
 
 
@@ -260,11 +266,16 @@ class Pool:
         tunnels = self._tunnels.get(key)
         if tunnels is None:
             tunnels = self._tunnels[key] = []
+        best: ClientTunnel | None = None
         for tunnel in tunnels:
             if tunnel.free():
-                return tunnel
-            if tunnel.codec.settled:
+                if best is None or len(tunnel.codec.streams) < len(best.codec.streams):
+                    best = tunnel
+            elif tunnel.codec.settled:
                 self._limits[key] = tunnel.limit
+        wide = endpoint.spread and len(tunnels) < WIDTH
+        if best is not None and (not wide or len(best.codec.streams) < SHARE):
+            return best
         self._prune()
         pod = self.pod
         self._tunnels[key] = tunnels

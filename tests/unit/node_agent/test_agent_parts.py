@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh.env import everywhere
 from node_agent import nft, rtnl
 from node_agent.config import parse
 from node_agent.metrics import STATES, Metrics
@@ -28,7 +29,7 @@ def test_options_have_defaults_that_fit_together() -> None:
     """State lies beside the ZDS socket; the ports are the contract's."""
     config = parse(BASE)
     assert config.state == Path("/s/agent")
-    assert (config.metrics, config.health) == (("0.0.0.0", 15014), ("0.0.0.0", 8000))
+    assert (config.metrics, config.health) == ((everywhere(), 15014), (everywhere(), 8000))
     assert (config.redirect, config.release_grace) == ("auto", 3.0)
 
 

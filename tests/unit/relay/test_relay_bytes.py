@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import random
 import socket
 import threading
 import time
+from collections import Counter
 
 import pytest
 from relay_rig import App, Mesh, is_reset, read_all
 
 from ztunnel import ipc
+from ztunnel.relay.client import SHARE, WIDTH
 
 
 def pattern(n: int) -> bytes:
@@ -60,6 +64,22 @@ def test_fifty_connections_share_a_tunnel_and_keep_their_bytes_apart(mesh: Mesh)
     assert not failures
     closed = mesh.worker.wait(lambda: len(c := mesh.worker.closed("inbound")) == 50 and c)
     assert len({c.conn.hbone for c in closed}) <= 2, "they were to be pooled"
+
+
+@pytest.mark.parametrize(("spread", "connections"), [(False, 1), (True, WIDTH)])
+def test_streams_to_a_waypoint_have_several_tunnels(
+    mesh: Mesh, spread: bool, connections: int
+) -> None:
+    """From SHARE streams on, evenly; and to a pod there is one for all."""
+    mesh.lead((dataclasses.replace(mesh.to_b(), spread=spread),))
+    with contextlib.ExitStack() as stack:
+        for _ in range(4 * SHARE):
+            sock = stack.enter_context(mesh.connect())
+            sock.sendall(b"x")  # answered before the next begins: no tunnel is still connecting
+            assert sock.recv(1) == b"x"
+    closed = mesh.worker.wait(lambda: len(c := mesh.worker.closed("inbound")) == 4 * SHARE and c)
+    used = Counter(c.conn.hbone for c in closed)
+    assert sorted(used.values()) == [4 * SHARE // connections] * connections
 
 
 @pytest.mark.timeout(240)

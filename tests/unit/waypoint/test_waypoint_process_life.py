@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from wp_process import Authority, Process, endpoints, listener, routes, run, until
+from wp_process import Authority, Process, run, until
+from wp_resources import endpoints, listener, routes
 
-from waypoint.agent.relay import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 
 
 async def kill_envoy(p: Process) -> int:

@@ -76,6 +76,43 @@ def test_all_statistics_where_they_are_wanted(tmp_path: Path) -> None:
     run(tmp_path, body, ENVOY_STATS="all")
 
 
+def everywhere(p: Process) -> None:
+    """Have it listen on all addresses, not on 127.0.0.1 alone."""
+    p.ipv6_too = True
+    p.env |= {"READY_ADDR": f":{p.ready}", "METRICS_ADDR": f":{p.metrics}"}
+
+
+def test_a_machine_without_ipv6(tmp_path: Path) -> None:
+    """Envoy cannot bind [::]: what listens there and elsewhere is served elsewhere."""
+
+    def before(p: Process) -> None:
+        p.launcher = (str(Path(__file__).with_name("no_ipv6.py")),)
+        everywhere(p)
+
+    async def body(p: Process) -> None:
+        await until(p.is_ready)
+        assert await p.served()
+        assert not p.plane.streams[0].nacks()
+        p.configure(x_generation="2")
+        await p.plane.push()
+        await until(lambda: p.served(x_generation="2"))
+
+    run(tmp_path, body, before)
+
+
+def test_a_machine_with_ipv6(tmp_path: Path) -> None:
+    """The same where it can: requests are answered over both."""
+
+    async def body(p: Process) -> None:
+        await until(p.is_ready)
+        assert await p.served()
+        for port, path in ((p.http, "/"), (p.metrics, "/metrics")):
+            for host in ("127.0.0.1", "[::1]"):
+                assert (await p.get(port, path, host=host))[0] == 200, host
+
+    run(tmp_path, body, everywhere)
+
+
 def test_not_ready_says_why(tmp_path: Path) -> None:
     """Without a certificate, and why there is none; ready as soon as there is one."""
 

@@ -35,14 +35,14 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (  # noq
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2, json_format
+from wp_resources import cluster, endpoints, listener, routes
 
 from mesh.pb import citadel_pb2
-from waypoint.agent.relay import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 
 XDS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 CA = "istio.v1.auth.IstioCertificateService"
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/wp"
-_TYPE = "type.googleapis.com/envoy.extensions"
 _MESSAGES: dict[str, Any] = {
     CLUSTER: cluster_pb2.Cluster,
     ENDPOINTS: endpoint_pb2.ClusterLoadAssignment,
@@ -242,85 +242,6 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-# ---- a configuration ---------------------------------------------------------------------------
-
-
-def cluster(name: str, connect_timeout: str = "1s") -> dict[str, Any]:
-    """A cluster whose endpoints come by EDS."""
-    return {
-        "name": name,
-        "type": "EDS",
-        "connect_timeout": connect_timeout,
-        "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
-    }
-
-
-def endpoints(name: str, port: int) -> dict[str, Any]:
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-    return {
-        "cluster_name": name,
-        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-    }
-
-
-def routes(name: str, to: str, **header: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "virtual_hosts": [
-            {
-                "name": "all",
-                "domains": ["*"],
-                "routes": [{"match": {"prefix": "/"}, "route": {"cluster": to}}],
-            }
-        ],
-        "response_headers_to_add": [
-            {"header": {"key": k.replace("_", "-"), "value": v}} for k, v in header.items()
-        ],
-    }
-
-
-def listener(name: str, port: int, tls: bool = False, filters: Any = None) -> dict[str, Any]:
-    """An HTTP listener on the loopback, routes by RDS; with tls: with this pod's certificate."""
-    secret = {"resource_api_version": "V3", "ads": {}}
-    hcm = {
-        "@type": f"{_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": name,
-        "rds": {
-            "route_config_name": name,
-            "config_source": {"ads": {}, "resource_api_version": "V3"},
-        },
-        "http_filters": filters
-        or [
-            {
-                "name": "router",
-                "typed_config": {"@type": f"{_TYPE}.filters.http.router.v3.Router"},
-            }
-        ],
-    }
-    chain: dict[str, Any] = {"filters": [{"name": "http", "typed_config": hcm}]}
-    if tls:
-        chain["transport_socket"] = {
-            "name": "tls",
-            "typed_config": {
-                "@type": f"{_TYPE}.transport_sockets.tls.v3.DownstreamTlsContext",
-                "common_tls_context": {
-                    "tls_certificate_sds_secret_configs": [
-                        {"name": "default", "sds_config": secret}
-                    ],
-                    "validation_context_sds_secret_config": {
-                        "name": "ROOTCA",
-                        "sds_config": secret,
-                    },
-                },
-            },
-        }
-    return {
-        "name": name,
-        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-        "filter_chains": [chain],
-    }
-
-
 class Backend:
     """An HTTP server that says 200 to everything, after `delay` seconds."""
 
@@ -354,6 +275,8 @@ class Process:
     """A real ambit-waypoint, with the fakes around it; Envoy serves HTTP on `http`."""
 
     def __init__(self, folder: Path, **env: str) -> None:
+        self.launcher: tuple[str, ...] = ("-m",)
+        self.ipv6_too = False  # whether Envoy listens on [::1], too
         self.plane = FakePlane(folder)
         self.backend = Backend()
         self.admin, self.ready, self.metrics = free_port(), free_port(), free_port()
@@ -374,7 +297,7 @@ class Process:
         p = self.plane
         p.set(CLUSTER, cluster("echo"))
         p.set(ENDPOINTS, endpoints("echo", self.backend.port))
-        p.set(LISTENER, listener("web", self.http))
+        p.set(LISTENER, listener("web", self.http, ipv6_too=self.ipv6_too))
         p.set(LISTENER, listener("tls", self.https, tls=True))
         p.set(ROUTES, routes("web", "echo", **header))
         p.set(ROUTES, routes("tls", "echo", **header))
@@ -399,7 +322,12 @@ class Process:
         }
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "waypoint.agent.app", env=env, stdout=log, stderr=log
+                sys.executable,
+                *self.launcher,
+                "waypoint.agent.app",
+                env=env,
+                stdout=log,
+                stderr=log,
             )
 
     async def __aexit__(self, *_: object) -> None:
@@ -415,8 +343,10 @@ class Process:
         self.process.send_signal(signal.SIGTERM)
         return await asyncio.wait_for(self.process.wait(), 20)
 
-    async def get(self, port: int, path: str, method: str = "GET") -> tuple[int, str]:
-        return await asyncio.to_thread(_fetch, port, path, method)
+    async def get(
+        self, port: int, path: str, method: str = "GET", host: str = "127.0.0.1"
+    ) -> tuple[int, str]:
+        return await asyncio.to_thread(_fetch, f"http://{host}:{port}{path}", method)
 
     async def ask(self) -> tuple[int, dict[str, str]]:
         """One request through Envoy: status and headers."""
@@ -439,8 +369,8 @@ class Process:
         return False
 
 
-def _fetch(port: int, path: str, method: str) -> tuple[int, str]:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+def _fetch(url: str, method: str) -> tuple[int, str]:
+    request = urllib.request.Request(url, method=method)
     try:
         with urllib.request.urlopen(request, timeout=5) as response:
             return response.status, response.read().decode()

@@ -204,23 +204,22 @@ class FakePlane:
         try:
             async for request in requests:
                 stream.requests.append(request)
-                if request.type_url not in seen:
-                    seen.add(request.type_url)
+                first = request.type_url not in seen
+                seen.add(request.type_url)
+                if first and "*" not in request.resource_names_unsubscribe:
                     known = request.initial_resource_versions
                     have = self.resources[request.type_url]
-                    if "*" not in request.resource_names_unsubscribe:
-                        new = [n for n in have if n not in known]
-                        await self.push(request.type_url, new, [n for n in known if n not in have])
-                    else:
-                        await self.push(request.type_url, [])
+                    new = [n for n in have if n not in known]
+                    await self.push(request.type_url, new, [n for n in known if n not in have])
                 elif request.resource_names_subscribe:
                     await self._demanded(request)
         finally:
             stream.closed.set()
 
     async def _demanded(self, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
+        """Answer what is asked for; "*" comes with the first request on demand, and names may."""
         found, missing = [], []
-        for name in request.resource_names_subscribe:
+        for name in set(request.resource_names_subscribe) - {"*"}:
             hits = [n for n, pb in self.resources[request.type_url].items() if _answers(pb, name)]
             found += hits
             missing += [] if hits else [name]
