@@ -15,7 +15,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from control_plane.engine import Engine
 from control_plane.metrics import Metrics
-from control_plane.resources import Resource
 from control_plane.xds import Hub
 from mesh.errors import ConfigError
 from mesh.model import Workload
@@ -25,6 +24,7 @@ from mesh.model.convert import (
     address_untrusted,
 )
 from mesh.pb import authorization_pb2, workload_pb2
+from mesh.xds.delta import Resource
 
 log = logging.getLogger(__name__)
 

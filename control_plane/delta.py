@@ -30,17 +30,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from control_plane.resources import (
-    CLUSTER_TYPE,
-    ENDPOINTS_TYPE,
-    LISTENER_TYPE,
-    ROUTES_TYPE,
-    Resource,
-    Snapshot,
-)
+from control_plane.resources import Snapshot
 from mesh.errors import BadInput
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
-from mesh.xds.delta import Request
+from mesh.xds.delta import Request, Resource, Response
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 
 MAX_NAMES: Final = 500_000  # subscriptions and known versions of one connection and type
 MAX_NAME: Final = 1024
@@ -67,26 +61,15 @@ class TypeSet:
 PROXY: Final = TypeSet(
     (AUTHORIZATION_TYPE, ADDRESS_TYPE), after={ADDRESS_TYPE: (AUTHORIZATION_TYPE,)}
 )
-_ROUTING: Final = (CLUSTER_TYPE, ENDPOINTS_TYPE)
+_ROUTING: Final = (CLUSTER, ENDPOINTS)
 ENVOY: Final = TypeSet(
-    (CLUSTER_TYPE, ENDPOINTS_TYPE, LISTENER_TYPE, ROUTES_TYPE),
-    after={LISTENER_TYPE: _ROUTING, ROUTES_TYPE: _ROUTING},
-    answered=frozenset({CLUSTER_TYPE}),
-    again={CLUSTER_TYPE: ENDPOINTS_TYPE},
+    (CLUSTER, ENDPOINTS, LISTENER, ROUTES),
+    after={LISTENER: _ROUTING, ROUTES: _ROUTING},
+    answered=frozenset({CLUSTER}),
+    again={CLUSTER: ENDPOINTS},
     last=frozenset(_ROUTING),
     isolates=True,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What a DeltaDiscoveryResponse is made of."""
-
-    type_url: str
-    nonce: str
-    version: str
-    resources: tuple[Resource, ...]
-    removed: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,9 +246,9 @@ class DeltaConnection:
         return Response(
             type_url,
             watch.waiting,
-            str(snapshot.version),
             tuple(due),
             tuple(dict.fromkeys(removed)),
+            str(snapshot.version),
         )
 
     def _alone(self, type_url: str, watch: _Watch, snapshot: Snapshot) -> Response | None:
@@ -277,7 +260,7 @@ class DeltaConnection:
             watch.sent[resource.name] = resource.version
             self._nonce += 1
             watch.waiting, watch.last = str(self._nonce), (resource,)
-            return Response(type_url, watch.waiting, str(snapshot.version), (resource,), ())
+            return Response(type_url, watch.waiting, (resource,), (), str(snapshot.version))
         return self._due(type_url, watch, snapshot)
 
     def _settled(self, snapshot: Snapshot) -> bool:

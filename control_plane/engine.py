@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from control_plane import registry
 from control_plane.delta import Nack
 from control_plane.metrics import Metrics, short_type
 from control_plane.registry import Registry
-from control_plane.resources import Resource
+from control_plane.speaking import Speaker
 from control_plane.status import StatusSink
 from control_plane.waypoints import state
 from control_plane.waypoints.deploying import Deployer
@@ -22,6 +21,7 @@ from control_plane.waypoints.state import Waypoints
 from control_plane.xds import Hub
 from mesh.findings import Condition
 from mesh.manifest import Key
+from mesh.xds.delta import Resource
 from waypoint.config.security import Jwks
 from waypoint.config.status import Status
 
@@ -71,7 +71,7 @@ class Engine:
         self.synced = False
         self._source = source
         self._hub = hub
-        self._status = status
+        self._speaker = Speaker(status)
         self._deployer = deployer
         self._refer = refer
         self._poked = False
@@ -93,6 +93,7 @@ class Engine:
         """Follow the source, and the keys of token issuers, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keys.run())
+            group.create_task(self._speaker.run())
             group.create_task(self._follow())
 
     async def _take_keys(self, jwks: Mapping[str, Jwks]) -> None:
@@ -177,11 +178,7 @@ class Engine:
             self._keys.want(self.waypoints.rules.security.jwks_uris())
             self._metrics.refused_resources.set(self.waypoints.refused)
             self._look_again(seen)
-            now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            said = self._news()
-            written = await asyncio.to_thread(self._status.write, changed, gone, said, now)
-            if written:
-                log.info("status of %d objects written", written)
+            self._speaker.tell(changed, gone, self._news())
 
     def _news(self) -> dict[Key, Status | None]:
         """Collect what is to be said otherwise than before."""

@@ -10,22 +10,17 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from control_plane.resources import (
-    CLUSTER_TYPE,
-    ENDPOINTS_TYPE,
-    LISTENER_TYPE,
-    ROUTES_TYPE,
-)
 from mesh import __version__
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 
 _SHORT: Final = {
     ADDRESS_TYPE: "address",
     AUTHORIZATION_TYPE: "authorization",
-    CLUSTER_TYPE: "cds",
-    ENDPOINTS_TYPE: "eds",
-    LISTENER_TYPE: "lds",
-    ROUTES_TYPE: "rds",
+    CLUSTER: "cds",
+    ENDPOINTS: "eds",
+    LISTENER: "lds",
+    ROUTES: "rds",
 }
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -71,6 +66,9 @@ class Metrics:
         )
         self.connected = self._connected.labels(version=__version__)
         self.pushes = Counter("pilot_xds_pushes", "Responses sent, by type.", ["type"], r)
+        self.sent = Counter(
+            "ambit_xds_resources", "Resources sent or taken away, by type.", ["type"], r
+        )
         self.push_time = Histogram(
             "pilot_xds_push_time",
             "Seconds to build and write one response.",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mesh import __version__
+from mesh.env import everywhere
 from mesh.ports import (
     CLUSTER_DOMAIN,
     CONTROL_PLANE_METRICS,
@@ -92,7 +93,7 @@ def _endpoint(text: str, default_port: int) -> tuple[str, int]:
     elif text.count(":") == 1:
         host, _, rest = text.partition(":")
         port = rest or port
-    host = host or "0.0.0.0"
+    host = host or everywhere()
     try:
         number = int(port)
         ipaddress.ip_address(host)
@@ -209,15 +210,14 @@ def _add_serving(p: argparse.ArgumentParser) -> None:
         "--listen",
         type=_listen,
         metavar="ADDR[:PORT]",
-        help=f"xDS and CA, gRPC over TLS; default 0.0.0.0:{XDS_CA_TLS}, in a cluster both"
-        " address families",
+        help=f"xDS and CA, gRPC over TLS; default :{XDS_CA_TLS}, on all addresses",
     )
     g.add_argument(
         "--metrics-listen",
         type=_metrics_listen,
         metavar="ADDR[:PORT]",
         help="/metrics, /healthz/ready, /debug/registry over plain HTTP;"
-        f" default 0.0.0.0:{CONTROL_PLANE_METRICS}, in a cluster both address families",
+        f" default :{CONTROL_PLANE_METRICS}, on all addresses",
     )
     g.add_argument(
         "--san",
@@ -324,22 +324,19 @@ def parse_options(
     a = p.parse_args(argv)
     where = _where(p, a, environ)
     if isinstance(where, ClusterOptions):
-        # A pod has the families of its cluster: IPv4, IPv6 or both.
-        everywhere = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
         root, home = a.root_namespace or where.namespace, where.namespace
         names = [f"istiod.{home}.svc", f"istiod.{home}.svc.{a.cluster_domain}", f"istiod.{home}"]
     else:
-        everywhere = "0.0.0.0"
         root = a.root_namespace or ROOT_NAMESPACE
         names = [f"istiod.{root}.svc"]
     sans = [*names, *a.san]
-    listen = a.listen or (everywhere, XDS_CA_TLS)
+    listen = a.listen or (everywhere(), XDS_CA_TLS)
     if not ipaddress.ip_address(listen[0]).is_unspecified:
         sans.append(listen[0])
     return Options(
         where=where,
         listen=listen,
-        metrics_listen=a.metrics_listen or (everywhere, CONTROL_PLANE_METRICS),
+        metrics_listen=a.metrics_listen or (everywhere(), CONTROL_PLANE_METRICS),
         token_audience=a.token_audience,
         sans=tuple(sans),
         proxy_accounts=frozenset(a.proxy_account or [f"{root}/ztunnel"]),

@@ -3,7 +3,7 @@
 A Service's members are those of its EndpointSlices where it has any, else the pods it selects.
 
 State grows with the objects: per pod one record and one encoded resource (about 2 KB), per
-service and policy the same. A snapshot copies the dictionaries, not the resources.
+service and policy the same.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from control_plane.guarding import Guarded, GuardTable
 from control_plane.peers import Peers
+from control_plane.published import Published
 from control_plane.resources import (
-    Resource,
     Snapshot,
     authorization_resource,
     service_resource,
     workload_resource,
 )
-from control_plane.selecting import LabelIndex, discard, pivot, set_values
+from control_plane.selecting import LabelIndex, discard, pivot
 from control_plane.translate.endpoints import (
     EndpointIndex,
     ServiceKey,
@@ -55,7 +56,6 @@ class Registry:
 
     def __init__(self, config: MeshConfig) -> None:
         self.config = config
-        self.snapshot = Snapshot(resources={AUTHORIZATION_TYPE: {}, ADDRESS_TYPE: {}})
         self.conditions: dict[Key, Condition] = {}
         self.bindings = Bindings(config.cluster_domain)
         # Services (by key) that are others or have other members, pods that are others.
@@ -72,14 +72,11 @@ class Registry:
         self._nodes: dict[str, Locality] = {}
         self._policies: dict[str, dict[str, Policy]] = defaultdict(dict)
         self._peers = Peers(config.root_namespace)
-        self._guards: dict[str, Authorization] = {}  # by service, who may go around its waypoint
+        self._guards = GuardTable()
         self._peer_policies: set[str] = set()
         self._workloads: dict[PodKey | str, Workload] = {}  # by pod, or address that no pod has
         self._by_uid: dict[str, Workload] = {}
-        self._resources: dict[str, dict[str, Resource]] = {AUTHORIZATION_TYPE: {}, ADDRESS_TYPE: {}}
-        self._aliases: dict[str, tuple[str, ...]] = {}
-        self._members: dict[str, tuple[str, ...]] = {}
-        self._changed = False
+        self._published = Published()
         self._peers_changed = False
         self._takers: dict[str, Callable[[Key, Object | None], None]] = {
             "AuthorizationPolicy": self._take_policy,
@@ -92,6 +89,11 @@ class Registry:
         }
         self._dirty: set[PodKey] = set()
         self._dirty_addresses: set[str] = set()  # which may need a workload without a pod
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What clients are served as of the last change."""
+        return self._published.snapshot
 
     # ---- questions the CA asks ---------------------------------------------------------------
 
@@ -131,7 +133,7 @@ class Registry:
 
     def members(self, service: str) -> Iterator[Workload]:
         """What backs a service (by key), healthy or not, in the order of their uids."""
-        return (self._by_uid[uid] for uid in self._members.get(service, ()))
+        return (self._by_uid[uid] for uid in self._published.members(service))
 
     # ---- changes -----------------------------------------------------------------------------
 
@@ -165,27 +167,22 @@ class Registry:
             self._replace(address, self._build_plain(address))
         self._dirty.clear()
         self._dirty_addresses.clear()
-        if self._changed:
-            self._changed = False
-            self.snapshot = Snapshot(
-                version=self.snapshot.version + 1,
-                resources={t: dict(r) for t, r in self._resources.items()},
-                aliases=dict(self._aliases),
-                members=dict(self._members),
-            )
-        return self.snapshot
+        return self._published.settle()
 
-    def guard(self, changes: Mapping[str, Authorization | None]) -> Snapshot:
-        """Attach policies to the pods of services (by key), or take them off; see update()."""
-        for service, policy in changes.items():
-            old = self._guards.pop(service, None)
+    def guard(self, changes: Mapping[Guarded, Authorization | None]) -> Snapshot:
+        """Attach policies to pods and the pods of services, or take them off; see update()."""
+        for guarded, policy in changes.items():
+            unused, is_other = self._guards.change(guarded, policy)
             if policy is not None:
-                self._guards[service] = policy
-                self._put(AUTHORIZATION_TYPE, policy.key, authorization_resource(policy))
-            elif old is not None:
-                self._put(AUTHORIZATION_TYPE, old.key, None)
-            if (old is None) != (policy is None):
-                self._dirty |= {(w.namespace, w.name) for w in self.members(service)}
+                self._published.put(AUTHORIZATION_TYPE, policy.key, authorization_resource(policy))
+            if unused:
+                self._published.put(AUTHORIZATION_TYPE, unused, None)
+            if not is_other:
+                continue
+            if isinstance(guarded, str):
+                self._dirty |= {(w.namespace, w.name) for w in self.members(guarded)}
+            else:
+                self._dirty.add(guarded)
         return self._settle()
 
     def _translate(
@@ -221,6 +218,9 @@ class Registry:
             if not new.terminal:
                 account = (new.node, new.namespace, new.service_account)
                 self._accounts.setdefault(account, set()).add(where)
+        if old is not None and new is not None and old.labels != new.labels:
+            # Waypoints choose among the pods of a service by labels that no workload has.
+            self._touched.update(self._services_at(where))
         self._dirty.add(where)
         for address in _addresses(old) - _addresses(new):
             discard(self._holders, address, where)
@@ -228,6 +228,11 @@ class Registry:
         for address in _addresses(new) - _addresses(old):
             self._holders.setdefault(address, set()).add(where)
             self._dirty_addresses.add(address)
+
+    def _services_at(self, where: PodKey) -> Iterable[str]:
+        """Name the services that a pod backed until now."""
+        workload = self._workloads.get(where)
+        return workload.services if workload is not None else ()
 
     def _take_service(self, key: Key, obj: Object | None) -> None:
         here = self._services[key.namespace]
@@ -244,7 +249,7 @@ class Registry:
         self.bindings.put(key, new.wish if new is not None and new.service.vips else None)
         if old is not None and (new is None or new.service.key != old.service.key):
             self._touched.add(old.service.key)
-            self._put(ADDRESS_TYPE, old.service.key, None)
+            self._published.put(ADDRESS_TYPE, old.service.key, None)
         if new is not None and (old is None or new.service != old.service):
             self._publish(new)
         self._touch_members((key.namespace, key.name), old, new)
@@ -254,7 +259,7 @@ class Registry:
         address = self.bindings.address(Key("Service", service.namespace, service.name))
         self._touched.add(service.key)
         resource = service_resource(replace(service, waypoint=address))
-        self._put(ADDRESS_TYPE, service.key, resource)
+        self._published.put(ADDRESS_TYPE, service.key, resource)
 
     def _touch_members(self, service: ServiceKey, *records: ServiceRecord | None) -> None:
         """Look again at whatever backs a Service, by slices or by these records' selectors."""
@@ -309,7 +314,7 @@ class Registry:
         if before != after:
             name = f"{key.namespace}/{key.name}"
             resource = authorization_resource(after) if after else None
-            self._put(AUTHORIZATION_TYPE, name, resource)
+            self._published.put(AUTHORIZATION_TYPE, name, resource)
         was = old.selector if old and before else None
         now = new.selector if new and after else None
         if was != now:
@@ -344,9 +349,9 @@ class Registry:
         conditions, wanted = self._peers.index()
         self.conditions.update(conditions)
         for name in self._peer_policies - set(wanted):
-            self._put(AUTHORIZATION_TYPE, name, None)
+            self._published.put(AUTHORIZATION_TYPE, name, None)
         for name, policy in wanted.items():
-            self._put(AUTHORIZATION_TYPE, name, authorization_resource(policy))
+            self._published.put(AUTHORIZATION_TYPE, name, authorization_resource(policy))
         self._peer_policies = set(wanted)
 
     # ---- workloads ---------------------------------------------------------------------------
@@ -365,7 +370,7 @@ class Registry:
         ]
         policies += self._peers.references(pod)
         services = self._services_of(pod)
-        policies += [self._guards[key].key for key in services if key in self._guards]
+        policies += self._guards.names([*services, (pod.namespace, pod.name)])
         return replace(
             pod.workload,
             services=services,
@@ -443,38 +448,13 @@ class Registry:
         if isinstance(where, tuple):
             self._touched_pods.add(where)
         if old is not None and (new is None or new.uid != old.uid):
-            self._join(old.uid, set(old.services), set())
+            self._published.join(old.uid, set(old.services), set())
             self._by_uid.pop(old.uid, None)
-            self._put(ADDRESS_TYPE, old.uid, None)
+            self._published.put(ADDRESS_TYPE, old.uid, None)
             old = None
         if new is not None:
-            self._join(new.uid, set(old.services) if old else set(), set(new.services))
-            self._put(ADDRESS_TYPE, new.uid, workload_resource(new))
-
-    def _join(self, uid: str, before: set[str], after: set[str]) -> None:
-        """Move a workload between services' lists of members."""
-        for service in before ^ after:
-            members = set(self._members.get(service, ()))
-            members = members | {uid} if service in after else members - {uid}
-            set_values(self._members, service, members)
-
-    def _put(self, type_url: str, name: str, new: Resource | None) -> None:
-        """Replace one resource and its aliases."""
-        here = self._resources[type_url]
-        old = here.get(name)
-        if old is not None and new is not None and old.version == new.version:
-            return
-        if old is None and new is None:
-            return
-        self._changed = True
-        for alias in set(old.aliases if old else ()) ^ set(new.aliases if new else ()):
-            names = set(self._aliases.get(alias, ()))
-            names = names | {name} if new and alias in new.aliases else names - {name}
-            set_values(self._aliases, alias, names)
-        if new is None:
-            del here[name]
-        else:
-            here[name] = new
+            self._published.join(new.uid, set(old.services) if old else set(), set(new.services))
+            self._published.put(ADDRESS_TYPE, new.uid, workload_resource(new))
 
 
 def _services_touched(old: Workload | None, new: Workload | None) -> set[str]:

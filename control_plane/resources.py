@@ -16,23 +16,7 @@ from mesh.model.convert import (
     service_to_pb,
     workload_to_pb,
 )
-
-_ENVOY: Final = "type.googleapis.com/envoy.config."
-CLUSTER_TYPE: Final = f"{_ENVOY}cluster.v3.Cluster"
-ENDPOINTS_TYPE: Final = f"{_ENVOY}endpoint.v3.ClusterLoadAssignment"
-LISTENER_TYPE: Final = f"{_ENVOY}listener.v3.Listener"
-ROUTES_TYPE: Final = f"{_ENVOY}route.v3.RouteConfiguration"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Resource:
-    """One named resource; `version` is a hash of its content, the same after a restart."""
-
-    type_url: str
-    name: str
-    version: str
-    payload: bytes
-    aliases: tuple[str, ...] = ()
+from mesh.xds.delta import Resource
 
 
 def make_resource(
@@ -40,7 +24,7 @@ def make_resource(
 ) -> Resource:
     """Name and version an encoded message."""
     version = hashlib.blake2b(payload, digest_size=10).hexdigest()
-    return Resource(type_url, name, version, payload, aliases)
+    return Resource(name, version, type_url, payload, aliases)
 
 
 def workload_resource(w: Workload) -> Resource:
@@ -73,13 +57,18 @@ class Snapshot:
     """All resources at one moment. Never changed once made: every connection holds one.
 
     aliases: "network/ip" to the names that have that address. members: service key to the uids
-    of its workloads.
+    of its workloads. views: by client, what those are served that see some resources otherwise.
     """
 
     version: int = 0
     resources: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
     members: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _EMPTY)
+    views: Mapping[str, Snapshot] = field(default_factory=dict)
+
+    def seen_by(self, client: str) -> Snapshot:
+        """What a client is served; its version is the same as everybody's."""
+        return self.views.get(client, self)
 
     def of(self, type_url: str) -> Mapping[str, Resource]:
         """All resources of a type by name."""

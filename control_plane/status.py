@@ -41,6 +41,7 @@ _STALE: Final = frozenset(
         "Service",
         "TCPRoute",
         "TLSRoute",
+        "Telemetry",
         "VirtualService",
         "XBackendTrafficPolicy",
     }
@@ -269,6 +270,7 @@ class StatusWriter:
     def __init__(self, store: StatusStore) -> None:
         self._store = store
         self._book = StatusBook(lambda key: store.get(*key))
+        self._owed: dict[Key, dict[str, Any]] = {}  # still to be written
 
     def write(
         self,
@@ -277,11 +279,20 @@ class StatusWriter:
         said: Mapping[Key, Status | None],
         now: str,
     ) -> int:
-        """Write what differs; returns how many objects were written."""
-        written = 0
+        """Write what differs; returns how many objects were written.
+
+        What could not be written (OSError) is written by the next call.
+        """
         for key, _, wanted in self._book.update(changed, gone, said, now):
+            self._owed.pop(key, None)
             if wanted is not None:
-                patch = {"status": wanted} if self._book.speaks(key) else None
-                written += self._store.patch(*key, MANAGER, patch)
-                self._book.wrote(key)
+                self._owed[key] = wanted
+        for key in gone:
+            self._owed.pop(key, None)
+        written = 0
+        for key, wanted in list(self._owed.items()):
+            patch = {"status": wanted} if self._book.speaks(key) else None
+            written += self._store.patch(*key, MANAGER, patch)
+            self._book.wrote(key)
+            del self._owed[key]
         return written

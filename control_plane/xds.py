@@ -9,50 +9,18 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
-from google.protobuf import any_pb2
 
 from control_plane.authn import Caller, TokenVerifier, bearer_untrusted
-from control_plane.delta import ENVOY, PROXY, DeltaConnection, Nack, Response, TypeSet
+from control_plane.delta import ENVOY, PROXY, DeltaConnection, Nack, TypeSet
 from control_plane.metrics import Metrics, short_type
-from control_plane.resources import Resource, Snapshot
+from control_plane.resources import Snapshot
 from mesh.errors import BadInput, Unavailable
-from mesh.xds.delta import Request
+from mesh.xds.delta import Resource, Response
+from mesh.xds.pb import request_from_pb, response_to_pb
 
 log = logging.getLogger(__name__)
 
 _SHOWN_NAMES = 10
-
-
-def _request(pb: discovery_pb2.DeltaDiscoveryRequest) -> Request:
-    error = ""
-    if pb.HasField("error_detail"):
-        error = pb.error_detail.message or f"code {pb.error_detail.code}"
-    return Request(
-        type_url=pb.type_url,
-        subscribe=tuple(pb.resource_names_subscribe),
-        unsubscribe=tuple(pb.resource_names_unsubscribe),
-        initial_versions=dict(pb.initial_resource_versions),
-        nonce=pb.response_nonce,
-        error=error,
-    )
-
-
-def _response(response: Response) -> discovery_pb2.DeltaDiscoveryResponse:
-    return discovery_pb2.DeltaDiscoveryResponse(
-        type_url=response.type_url,
-        nonce=response.nonce,
-        system_version_info=response.version,
-        removed_resources=response.removed,
-        resources=[
-            discovery_pb2.Resource(
-                name=r.name,
-                version=r.version,
-                aliases=r.aliases,
-                resource=any_pb2.Any(type_url=r.type_url, value=r.payload),
-            )
-            for r in response.resources
-        ],
-    )
 
 
 # Called when a client has answered: what it has taken, and what it has refused.
@@ -158,6 +126,11 @@ class Stream:
         self._writing = asyncio.Lock()
         self._ending = asyncio.Event()
 
+    @property
+    def _snapshot(self) -> Snapshot:
+        """The newest, as this client's pod sees it."""
+        return self._channel.snapshot.seen_by(self.caller.pod)
+
     async def run(self) -> None:
         """Serve until the client goes or end() is called; raises BadInput on a broken protocol."""
         tasks = [asyncio.ensure_future(w) for w in (self._read(), self._push(), self._ended())]
@@ -188,7 +161,7 @@ class Stream:
                 log.info("xds: %s connected from %s", self.node, self.peer)
             async with self._writing:
                 started = time.monotonic()
-                responses = self.state.receive_untrusted(_request(pb), self._channel.snapshot)
+                responses = self.state.receive_untrusted(request_from_pb(pb), self._snapshot)
                 self._report_nacks()
                 accepted, refused = self.state.drain()
                 await self._write(responses, started)
@@ -201,7 +174,7 @@ class Stream:
             async with self._writing:
                 self.news.clear()
                 started = time.monotonic()
-                responses = self.state.push(self._channel.snapshot)
+                responses = self.state.push(self._snapshot)
                 await self._write(responses, started)
                 if responses:
                     self._metrics.convergence.observe(time.monotonic() - self._channel.published_at)
@@ -209,8 +182,9 @@ class Stream:
     async def _write(self, responses: Iterable[Response], started: float) -> None:
         for response in responses:
             kind = short_type(response.type_url)
-            await self._context.write(_response(response))
+            await self._context.write(response_to_pb(response))
             self._metrics.pushes.inc(kind)
+            self._metrics.sent.inc(kind, by=len(response.resources) + len(response.removed))
             self._metrics.push_time.labels(kind).observe(time.monotonic() - started)
             log.debug(
                 "xds: %s to %s: %d resources, %d removed",

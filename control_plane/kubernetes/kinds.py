@@ -84,6 +84,7 @@ _NODE: Final[Template] = {"metadata": {"labels": dict.fromkeys(PLACE_LABELS, Tru
 
 _SECURITY: Final = "security.istio.io"
 _NETWORKING: Final = "networking.istio.io"
+_TELEMETRY: Final = "telemetry.istio.io"
 
 
 def _optional(name: str, plural: str, group: str, *versions: str, namespaced: bool = True) -> Kind:
@@ -102,6 +103,7 @@ KINDS: Final = (
     _optional("RequestAuthentication", "requestauthentications", _SECURITY, *_ISTIO),
     _optional("DestinationRule", "destinationrules", _NETWORKING, *_ISTIO),
     _optional("VirtualService", "virtualservices", _NETWORKING, *_ISTIO),
+    _optional("Telemetry", "telemetries", _TELEMETRY, "v1", "v1alpha1"),
     _optional("Gateway", "gateways", GROUP, "v1", "v1beta1"),
     _optional("GatewayClass", "gatewayclasses", GROUP, "v1", "v1beta1", namespaced=False),
     _optional("HTTPRoute", "httproutes", GROUP, "v1", "v1beta1"),

@@ -255,6 +255,10 @@ class Bindings:
         here = self._pods.get(gateway, {})
         return len(here), sum(here.values())
 
+    def pod_names(self, gateway: GatewayKey) -> tuple[str, ...]:
+        """The pods of a Gateway, ready or not."""
+        return tuple(self._pods.get(gateway, ()))
+
     def own_classes(self) -> Iterator[Object]:
         """GatewayClass objects that name this controller."""
         return (c for c in self.classes.values() if is_ours(c))

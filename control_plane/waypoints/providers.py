@@ -1,4 +1,4 @@
-"""The mesh's configuration, as far as it is about waypoints: extension providers.
+"""The mesh's configuration, as far as it is about waypoints: extension providers, access logs.
 
 It is where Istio has it, so that users keep it: the ConfigMap `istio` of the root namespace, whose
 key `mesh` is YAML (MeshConfig).
@@ -12,10 +12,10 @@ from typing import Any, Final
 from mesh.errors import BadInput
 from mesh.kube.kinds import Kind
 from mesh.manifest import parse_value
-from waypoint.config.security import Provider, read_providers
 
 NAME: Final = "istio"
 _KEY: Final = "mesh"
+WHERE: Final = f"ConfigMap {NAME}, data.{_KEY}"  # for messages
 
 
 def configmap_kind(root_namespace: str) -> Kind:
@@ -29,20 +29,18 @@ def configmap_kind(root_namespace: str) -> Kind:
     )
 
 
-def providers_of(configmap: Mapping[str, Any] | None) -> tuple[dict[str, Provider], list[str]]:
-    """Read the extension providers of the ConfigMap, and what is wrong with it."""
+def read_config(configmap: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], str]:
+    """Read the MeshConfig out of the ConfigMap: ({}, why) if it cannot be."""
     data = (configmap or {}).get("data")
     text = data.get(_KEY) if isinstance(data, Mapping) else None
     if text is None:
-        return {}, []
-    where = f"ConfigMap {NAME}, data.{_KEY}"
+        return {}, ""
     try:
         config = parse_value(text) if isinstance(text, str) else None
     except BadInput as e:
-        return {}, [f"{where}: {e}"]
+        return {}, str(e)
     if config is None:
-        return {}, []
+        return {}, ""
     if not isinstance(config, Mapping):
-        return {}, [f"{where}: must be a mapping"]
-    providers, problems = read_providers(config.get("extensionProviders"))
-    return providers, [f"{where}: {problem}" for problem in problems]
+        return {}, "must be a mapping"
+    return config, ""

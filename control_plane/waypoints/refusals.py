@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from control_plane.resources import Resource
 from mesh.manifest import Key
+from mesh.xds.delta import Resource
 
 Name = tuple[str, str]  # type, name
 Parts = Mapping[Key, Any]  # of a listener, by what they are for

@@ -12,17 +12,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from control_plane.waypoints import providers
-from control_plane.waypoints.providers import providers_of
+from control_plane.waypoints.holding import GatewayKey
 from mesh.manifest import Key
 from mesh.model import Service
+from waypoint.config import access_logs
 from waypoint.config import gateway_api as gateway_config
 from waypoint.config import istio as istio_config
+from waypoint.config.access_logs import TelemetryIndex, read_mesh_logs
 from waypoint.config.build import refs_of
 from waypoint.config.gateway_api import GatewayApiIndex
 from waypoint.config.istio import IstioIndex, ServiceState, combine
 from waypoint.config.model import Bound
 from waypoint.config.routing import BackendRef, HttpRule, Routes, TcpRule
-from waypoint.config.security import Jwks, Security, SecurityIndex, Target, TargetState
+from waypoint.config.security import (
+    Jwks,
+    Security,
+    SecurityIndex,
+    Target,
+    TargetState,
+    read_providers,
+)
 from waypoint.config.status import Status
 from waypoint.config.traffic import ServiceTraffic, TrafficPolicy
 
@@ -32,7 +41,7 @@ Object = Mapping[str, Any]
 _SECURITY: Final = frozenset({"AuthorizationPolicy", "RequestAuthentication"})
 _ISTIO: Final = frozenset(istio_config.KINDS)
 _GATEWAY_API: Final = frozenset(gateway_config.KINDS)
-KINDS: Final = _SECURITY | _ISTIO | _GATEWAY_API | {"ConfigMap", "Secret"}
+KINDS: Final = _SECURITY | _ISTIO | _GATEWAY_API | {access_logs.KIND, "ConfigMap", "Secret"}
 _BROKEN: Final = (
     ArithmeticError,
     AttributeError,
@@ -52,10 +61,12 @@ class Rules:
         self.gateway_api = GatewayApiIndex(cluster_domain)
         self.istio = IstioIndex(root_namespace, cluster_domain)
         self.security = SecurityIndex(root_namespace)
+        self.telemetry = TelemetryIndex(root_namespace)
         self._known: dict[str, tuple[Service, Mapping[int, str]]] = {}
         self._services: set[str] = set()
         self._targets: set[Target] = set()
         self._objects: set[Key] = set()
+        self._relogged: set[GatewayKey] = set()
         self._mesh = Key("ConfigMap", root_namespace, providers.NAME)
 
     # ---- changes -----------------------------------------------------------------------------
@@ -73,6 +84,8 @@ class Rules:
                 self._services |= touched | self.gateway_api.sending_to(touched)
             elif key.kind in _SECURITY:
                 self._targets |= self.security.put(key, obj)
+            elif key.kind == access_logs.KIND:
+                self._relogged |= self.telemetry.put(key, obj)
             else:
                 self._take_data(key, obj)
                 return
@@ -90,15 +103,23 @@ class Rules:
             self._services |= self.istio.put_secret(key.namespace, key.name, decoded)
             return
         if key == self._mesh:
-            self._take_providers(obj)
+            self._take_mesh(obj)
         found = None if obj is None else known
         self._services |= self.gateway_api.put_config_map(key.namespace, key.name, found)
 
-    def _take_providers(self, configmap: Object | None) -> None:
-        found, problems = providers_of(configmap)
-        for problem in problems:
-            log.warning("%s/%s; policies that name it refuse", self._mesh.namespace, problem)
+    def _take_mesh(self, configmap: Object | None) -> None:
+        where = f"{self._mesh.namespace}/{providers.WHERE}"
+        config, problem = providers.read_config(configmap)
+        if problem:
+            log.warning("%s: %s", where, problem)
+        found, problems = read_providers(config.get("extensionProviders"))
+        for text in problems:
+            log.warning("%s: %s; policies that name it refuse", where, text)
         self._targets |= self.security.set_providers(found)
+        logs, problems = read_mesh_logs(config)
+        for text in problems:
+            log.warning("%s: %s", where, text)
+        self._relogged |= self.telemetry.set_mesh(logs)
 
     def take_keys(self, jwks: Mapping[str, Jwks]) -> None:
         """Take in what was fetched of issuers' keys, by URI."""
@@ -128,6 +149,11 @@ class Rules:
         """Say what is touched since the last call: services, targets of security, objects."""
         out = self._services, self._targets, self._objects
         self._services, self._targets, self._objects = set(), set(), set()
+        return out
+
+    def drain_logs(self) -> set[GatewayKey]:
+        """Name the waypoints whose access logs may be others since the last call."""
+        out, self._relogged = self._relogged, set()
         return out
 
     # ---- questions ---------------------------------------------------------------------------
@@ -186,6 +212,8 @@ class Rules:
         found = set(self.istio.objects(services)) | self.gateway_api.objects(services)
         for target in targets:
             found.update(self.security.at(target))
+            if target.kind == "Gateway":
+                found |= self.telemetry.at((target.namespace, target.name))
         return found
 
     def status(
@@ -199,6 +227,8 @@ class Rules:
             return self.gateway_api.status(key, service) if key in self.gateway_api else None
         if key.kind in _ISTIO:
             return self.istio.status(key, service) if key in self.istio else None
+        if key in self.telemetry:
+            return self.telemetry.status(key)
         if key in self.security:
             return self.security.status(key, target)
         return None

@@ -8,17 +8,20 @@ from typing import Any, Final, Protocol
 
 from envoy.config.listener.v3 import listener_pb2
 
-from control_plane.resources import LISTENER_TYPE, Resource, Snapshot, make_resource
+from control_plane.resources import Snapshot, make_resource
 from control_plane.waypoints.refusals import Refusals, Trial
+from control_plane.waypoints.sending import Encoded, Made, SentTo, encode
 from mesh.manifest import Key
+from mesh.xds.delta import Resource
+from mesh.xds.types import LISTENER
 from waypoint.config.build import refs_of
 from waypoint.config.envoy.names import MAIN_INTERNAL
+from waypoint.config.locality import Place
 from waypoint.config.model import Backend, Bound, BoundWorkload, Waypoint
 from waypoint.config.routing import BackendRef
 from waypoint.config.security import filters
 
 TRIAL: Final = "trial_internal"  # listener
-Encoded = Mapping[str, Mapping[str, bytes]]  # by type, by name
 
 
 class Translator(Protocol):
@@ -26,6 +29,9 @@ class Translator(Protocol):
 
     def backend_resources(self, backend: Backend) -> Encoded:
         """Translate what is sent to: clusters and endpoints."""
+
+    def placed_resources(self, backend: Backend, place: Place) -> Encoded:
+        """Translate those endpoints as they are seen from a place."""
 
     def bound_resources(self, waypoint: Waypoint, bound: Bound) -> tuple[Any, Encoded]:
         """Translate what is listened for: its part of the listener, and its routes."""
@@ -37,15 +43,6 @@ class Translator(Protocol):
 
     def listener_resources(self, waypoint: Waypoint, parts: Sequence[Any]) -> Encoded:
         """Put the listeners together, and what every waypoint has."""
-
-
-def encode(encoded: Encoded) -> list[Resource]:
-    """Give encoded messages names and versions."""
-    return [
-        make_resource(type_url, name, payload)
-        for type_url, here in encoded.items()
-        for name, payload in here.items()
-    ]
 
 
 @dataclass(slots=True)
@@ -65,7 +62,7 @@ class Serving:
     waypoint: Waypoint
     snapshot: Snapshot = field(default_factory=Snapshot)
     _parts: dict[Key, _Part] = field(default_factory=dict)
-    _backends: dict[str, list[Resource]] = field(default_factory=dict)
+    _sent_to: SentTo = field(default_factory=SentTo)
     _fixed: list[Resource] = field(default_factory=list)
     _resources: dict[str, dict[str, Resource]] = field(default_factory=dict)
     _refusals: Refusals = field(default_factory=Refusals)
@@ -131,16 +128,22 @@ class Serving:
                 found.setdefault(ref.service, set()).add(ref)
         return {service: frozenset(refs) for service, refs in found.items()}
 
-    def send_to(self, service: str, resources: list[Resource] | None) -> None:
+    def send_to(self, service: str, made: Made | None) -> None:
         """Take what is made of a service that is sent to; None: it is not any more."""
-        old = self._backends.get(service)
-        if old is resources:
+        old = self._sent_to.get(service)
+        if old is made:
             return
-        if resources is None:
-            self._backends.pop(service, None)
-        else:
-            self._backends[service] = resources
-        self._replace(old or (), resources or ())
+        self._changed |= self._sent_to.put(service, made)
+        self._replace(old.resources if old else (), made.resources if made else ())
+
+    @property
+    def place_keys(self) -> frozenset[str]:
+        """The labels of its pods that what they are served depends on."""
+        return self._sent_to.keys
+
+    def settle(self, places: Mapping[str, Place]) -> None:
+        """Take where its pods are, by name, as far as place_keys go."""
+        self._changed |= self._sent_to.settle(places)
 
     def finish(self, translator: Translator) -> Snapshot:
         """Make the snapshot; the same one when nothing is another."""
@@ -150,7 +153,9 @@ class Serving:
             self._changed = False
             resources = {t: dict(here) for t, here in self._resources.items()}
             self._refusals.serve(resources)
-            self.snapshot = Snapshot(version=self.snapshot.version + 1, resources=resources)
+            version = self.snapshot.version + 1
+            views = self._sent_to.views(version, resources)
+            self.snapshot = Snapshot(version=version, resources=resources, views=views)
         return self.snapshot
 
     def _listen(self, translator: Translator) -> None:
@@ -211,11 +216,11 @@ class Serving:
         for key, part in self._parts.items():
             if any((r.type_url, r.name) == name for r in part.resources):
                 return key
-        for service, resources in self._backends.items():
-            if any((r.type_url, r.name) == name for r in resources):
-                namespace, _, hostname = service.partition("/")
-                return Key("Service", namespace, hostname.partition(".")[0])
-        return None
+        service = self._sent_to.owner(name)
+        if service is None:
+            return None
+        namespace, _, hostname = service.partition("/")
+        return Key("Service", namespace, hostname.partition(".")[0])
 
     def _replace(self, old: Iterable[Resource], new: Iterable[Resource]) -> None:
         gone = {(r.type_url, r.name) for r in old}
@@ -231,14 +236,14 @@ class Serving:
 
 
 def _is_main(resource: Resource) -> bool:
-    return resource.name == MAIN_INTERNAL and resource.type_url == LISTENER_TYPE
+    return resource.name == MAIN_INTERNAL and resource.type_url == LISTENER
 
 
 def _tried(resource: Resource) -> Resource:
     """The same listener by another name, to which nothing is sent."""
     listener = listener_pb2.Listener.FromString(resource.payload)
     listener.name = TRIAL
-    return make_resource(LISTENER_TYPE, TRIAL, listener.SerializeToString(deterministic=True))
+    return make_resource(LISTENER, TRIAL, listener.SerializeToString(deterministic=True))
 
 
 def _refs(bound: Bound) -> frozenset[BackendRef]:

@@ -11,21 +11,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from control_plane.delta import Nack
+from control_plane.guarding import Guarded
 from control_plane.registry import Registry
-from control_plane.resources import Resource, Snapshot
+from control_plane.resources import Snapshot
 from control_plane.translate.pods import MeshConfig
 from control_plane.waypoints import rules
 from control_plane.waypoints.deploying import Trouble
 from control_plane.waypoints.guards import Guards
 from control_plane.waypoints.holding import GatewayKey
 from control_plane.waypoints.rules import Rules
-from control_plane.waypoints.serving import Serving, Translator, encode
+from control_plane.waypoints.sending import Made, make
+from control_plane.waypoints.serving import Serving, Translator
 from control_plane.waypoints.telling import Teller
 from mesh.manifest import Key
 from mesh.model import Authorization, Workload
+from mesh.xds.delta import Resource
 from waypoint.config.build import Labels, make_backend, make_bound_workload, make_waypoint
 from waypoint.config.gateways import GatewayRecord
-from waypoint.config.model import Backend, Bound, BoundWorkload
+from waypoint.config.locality import Place, needs_labels, place_of
+from waypoint.config.model import Bound, BoundWorkload
 from waypoint.config.routing import BackendRef
 from waypoint.config.security import Target
 
@@ -50,7 +54,7 @@ class Waypoints:
         self._at: dict[Key, GatewayKey] = {}  # where something is listened for
         self._uses: dict[GatewayKey, dict[str, frozenset[BackendRef]]] = {}
         self._users: dict[str, set[GatewayKey]] = {}  # who sends to a service
-        self._backends: dict[str, tuple[Backend, list[Resource]]] = {}
+        self._made: dict[str, Made] = {}  # of services that are sent to
         self._guards = Guards(registry, self.rules, config.trust_domain)
         self._teller = Teller(registry, self.rules, self.users)
         self.statuses = self._teller.statuses
@@ -71,8 +75,8 @@ class Waypoints:
         gone: set[Key],
         troubles: Mapping[GatewayKey, Trouble] | None = None,
         now: float = 0.0,
-    ) -> Mapping[str, Authorization | None]:
-        """Take in a change; returns policies for the pods of services, by key (see Guards).
+    ) -> Mapping[Guarded, Authorization | None]:
+        """Take in a change; returns policies for pods and services (see Guards).
 
         troubles: what stands in the way of Gateways' objects; None: as before. now: monotonic.
         """
@@ -80,6 +84,7 @@ class Waypoints:
         touched, pods = self._take(changed, gone)
         services, targets, objects = self.rules.drain()
         rebound, gateways = self._bindings.drain()
+        gateways |= self.rules.drain_logs()
 
         dirty = {where for where in gateways if self._describe(where)}
         keys = rebound | self._covered(touched | services, targets)
@@ -108,8 +113,9 @@ class Waypoints:
         concerned = services | used | self._services_of(rebound)
         rebound = {key for key in rebound if key not in self._bindings.holds}
         self._teller.tell(rebound, gateways, concerned, targets, objects)
-        covered = self._services_of(self._covered((), targets)) | self._services_of(rebound)
-        return self._guards.update(touched | covered)
+        guarded = keys | rebound | self._covered((), targets)
+        found = {(key.namespace, key.name) for key in guarded if key.kind == "Pod"}
+        return self._guards.update(touched | self._services_of(guarded), found)
 
     def _take(
         self, changed: Mapping[Key, Object], gone: set[Key]
@@ -158,10 +164,15 @@ class Waypoints:
     def _describe(self, where: GatewayKey) -> bool:
         """Take in a Gateway; returns whether all that is bound to it is to be made anew."""
         record, config = self._bindings.gateways.get(where), self._config
+        self.rules.telemetry.put_gateway(where, record is not None)
         if record is None:
             return self._serving.pop(where, None) is not None
         waypoint = make_waypoint(
-            record, config.trust_domain, config.cluster_id, config.cluster_domain
+            record,
+            config.trust_domain,
+            config.cluster_id,
+            config.cluster_domain,
+            self.rules.telemetry.logs(where),
         )
         serving = self._serving.get(where)
         if serving is None:
@@ -203,9 +214,20 @@ class Waypoints:
 
     def _finish(self, where: GatewayKey, serving: Serving) -> None:
         try:
+            serving.settle(self._places(where, serving.place_keys))
             serving.finish(self._translator)
         except Exception:  # one waypoint's must not be everybody's
             log.exception("waypoint %s/%s: listeners stay as they were", *where)
+
+    def _places(self, where: GatewayKey, keys: frozenset[str]) -> dict[str, Place]:
+        """Say where the pods of a waypoint are, as far as these labels go."""
+        found = {}
+        for name in self._bindings.pod_names(where) if keys else ():
+            pod = self._registry.pod(where[0], name)
+            workload = self._registry.workload(where[0], name)
+            if pod is not None and workload is not None:
+                found[name] = place_of(workload, pod.labels, keys)
+        return found
 
     # ---- what is listened for ----------------------------------------------------------------
 
@@ -301,25 +323,24 @@ class Waypoints:
         if not users or record is None:
             if not users:
                 self._users.pop(name, None)
-            self._backends.pop(name, None)
+            self._made.pop(name, None)
             for where in users:
                 self._serving[where].send_to(name, None)
             return
         traffic = self.rules.traffic(name)
-        labelled = bool(traffic.subsets)
+        labelled = needs_labels(record.service, traffic)
         members = ((w, self._labels(w) if labelled else ()) for w in self._registry.members(name))
         used = {ref for where in users for ref in self._uses[where].get(name, ())}
         backend = make_backend(record.service, members, traffic, used)
-        old = self._backends.get(name)
-        if old is None or old[0] != backend:
+        old = self._made.get(name)
+        if old is None or old.backend != backend:
             try:
-                made = encode(self._translator.backend_resources(backend))
-                self._backends[name] = backend, made
+                self._made[name] = make(backend, self._translator)
             except Exception:  # one object's must not be everybody's
                 log.exception("service %s: cannot be translated; it stays as it was", name)
-        if name in self._backends:
+        if name in self._made:
             for where in users:
-                self._serving[where].send_to(name, self._backends[name][1])
+                self._serving[where].send_to(name, self._made[name])
 
     def _labels(self, workload: Workload) -> Labels:
         pod = self._registry.pod(workload.namespace, workload.name)

@@ -13,6 +13,7 @@ from control_plane.waypoints.rules import Rules
 from control_plane.waypoints.statuses import Statuses
 from mesh.findings import Condition
 from mesh.manifest import Key
+from waypoint.config.features import FEATURES
 from waypoint.config.gateways import Deployed, class_status, gateway_status
 from waypoint.config.istio import ServiceState
 from waypoint.config.security import Target, TargetState
@@ -98,7 +99,7 @@ class Teller:
         for name in self._classes - own.keys():
             self.statuses.set(Key("GatewayClass", "", name), None)
         for name, found in own.items():
-            self.statuses.set(Key("GatewayClass", "", name), class_status(found))
+            self.statuses.set(Key("GatewayClass", "", name), class_status(found, FEATURES))
         self._classes = set(own)
 
     def _bound(self, key: Key) -> tuple[str, ...]:

@@ -2,13 +2,15 @@
 
 KEEPALIVE clients use a connection as long as the server lets them, FRESH ones one for each
 request; every client waits PAUSE seconds between two. A client does not try again. Prints a line
-when it starts, and at the end one of JSON: ok, failed (a list of [seconds, error]), slowest.
+when it starts, and at the end, or on SIGTERM, one of JSON: ok, failed (a list of [seconds, error]),
+slowest.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import signal
 import sys
 import threading
 import time
@@ -27,6 +29,10 @@ class Clients:
         self.slowest = 0.0
         self.failed: list[tuple[float, str]] = []
         self.lock = threading.Lock()
+
+    def stop(self) -> None:
+        """End after the requests that are under way."""
+        self.end = 0.0
 
     def run(self, keep: bool) -> None:
         host, port = self.parts.hostname or "", self.parts.port or 80
@@ -61,6 +67,7 @@ def main() -> None:
     clients = Clients(url, float(seconds), float(pause[0]) if pause else 0.01)
     kinds = [True] * int(keep) + [False] * int(fresh)
     threads = [threading.Thread(target=clients.run, args=(kind,)) for kind in kinds]
+    signal.signal(signal.SIGTERM, lambda number, frame: clients.stop())
     print("started", flush=True)
     for thread in threads:
         thread.start()

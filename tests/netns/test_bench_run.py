@@ -21,7 +21,7 @@ SHORT = ("--pairs", "1", "--seconds", "1")
 @pytest.fixture
 def no_lab_left() -> Iterator[None]:
     yield
-    assert not {"bench", "bench-zt"} & set(cleanup.known())
+    assert not {"bench", "bench-zt", "bench-follow"} & set(cleanup.known())
 
 
 def bench(*arguments: str) -> list[str]:
@@ -52,3 +52,17 @@ def test_an_interrupted_run_leaves_nothing() -> None:
                 break
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
+
+
+@pytest.mark.usefixtures("no_lab_left")
+def test_following_a_change_in_a_small_mesh() -> None:
+    """Every change is seen, a change of a route is one response, and the last line says the p99."""
+    small = ("--services", "4", "--waypoints", "2", "--samples", "3")
+    done = subprocess.run(
+        bench("follow", *small), capture_output=True, text=True, timeout=380, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "responses sent: rds 1.00; resources in them: rds 1.00;" in done.stdout
+    for kind in ("HTTPRoute", "AuthorizationPolicy", "DestinationRule"):
+        assert re.search(rf"^{kind}.* p99 ", done.stdout, re.MULTILINE), done.stdout
+    assert re.fullmatch(r"follow p99 \d+ ms", done.stdout.rstrip("\n").splitlines()[-1])

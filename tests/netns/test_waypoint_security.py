@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from lab import Lab
 from tests.netns.drive import tool
 from tests.netns.mesh_objects import client, namespace, pod, principal, server
-from tests.netns.waypoints import NS, WAYPOINT, Shop, shop
+from tests.netns.waypoints import NS, WAYPOINT, Shop, echo, gateway, service, shop
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 ROOT = "istio-system"
@@ -341,6 +341,29 @@ def test_nobody_goes_around_the_waypoint(wp: Shop, apply: Apply) -> None:
     assert [c["status"] for c in conditions if c["type"] == "Ready"] == ["True"]
     wp.lab.delete([policy("no-admin", "DENY")])
     wp.until(lambda: all(wp.ask(**around, who=w).status == 200 for w in callers))
+
+
+def test_nobody_goes_around_the_waypoint_of_a_pod(wp: Shop, apply: Apply) -> None:
+    """Not by a Service that passes no waypoint, either; the probes of the node go on."""
+    lone = echo("lone", app="lone")
+    lone["spec"]["template"]["metadata"]["labels"]["istio.io/use-waypoint"] = "own"
+    side = service("side", {"app": "lone"}, labels={"istio.io/use-waypoint": "none"})
+    wp.lab.apply([gateway(name="own", traffic="workload"), lone, side])
+    wp.lab.wait_ready(60)
+    by_service = {"host": f"side.{NS}"}
+    direct = {"host": wp.lab.pod(f"{NS}/lone")["status"]["podIP"], "port": 8080}
+    wp.until(lambda: statuses(wp, "/admin", **by_service) == [200])
+    wp.until(lambda: statuses(wp, "/admin", **direct) == [200])
+    gate = ref("Gateway", "own")
+    apply(policy("lone-admin", "DENY", to(paths=["/admin"]), targetRefs=[gate]))
+    wp.until(lambda: statuses(wp, "/", "/admin", **direct) == [200, 403])
+    wp.until(lambda: wp.ask("/admin", **by_service).status == 0)
+    assert wp.ask("/admin", **direct, who="plain/outsider").status == 0
+    assert statuses(wp, "/admin") == [200]  # others are not concerned
+    time.sleep(2)
+    conditions = wp.lab.pod(f"{NS}/lone")["status"]["conditions"]
+    assert [c["status"] for c in conditions if c["type"] == "Ready"] == ["True"]
+    wp.lab.delete([gateway(name="own"), lone, side])
 
 
 # ---- live connections ------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from mesh.model import Port, Service, SpiffeId, Tunnel, Workload
+from waypoint.config.access_logs import AccessLog
 from waypoint.config.gateways import GatewayRecord
 from waypoint.config.model import Backend, BoundWorkload, Endpoint, Waypoint
 from waypoint.config.routing import BackendRef, Routes, WeightedBackend
@@ -19,7 +20,11 @@ Labels = tuple[tuple[str, str], ...]
 
 
 def make_waypoint(
-    gateway: GatewayRecord, trust_domain: str, cluster_id: str, cluster_domain: str
+    gateway: GatewayRecord,
+    trust_domain: str,
+    cluster_id: str,
+    cluster_domain: str,
+    access_logs: tuple[AccessLog, ...] = (),
 ) -> Waypoint:
     """Describe a Gateway as its Envoy's configuration sees it."""
     return Waypoint(
@@ -30,6 +35,7 @@ def make_waypoint(
         cluster_domain=cluster_domain,
         services=gateway.services,
         workloads=gateway.workloads,
+        access_logs=access_logs,
     )
 
 
@@ -52,7 +58,7 @@ def make_backend(
     traffic: ServiceTraffic = DEFAULT,
     used: Iterable[BackendRef] = (),
 ) -> Backend:
-    """Collect a service's endpoints; labels are those of the pods, for subsets to select by."""
+    """Collect a service's endpoints; labels are those of the pods: subsets select by them."""
     ports: dict[int, list[Endpoint]] = {p.service_port: [] for p in service.ports}
     balancing = service.load_balancing
     every = balancing is not None and balancing.health_policy == _ALLOW_ALL
@@ -105,6 +111,7 @@ def _endpoint(workload: Workload, address: str, port: int, labels: Labels) -> En
         identity=str(workload.identity) if workload.tunnel is Tunnel.HBONE else "",
         healthy=workload.healthy,
         locality=workload.locality,
+        node=workload.node,
         weight=workload.capacity,
         labels=labels,
         workload=workload.workload_name or workload.name,

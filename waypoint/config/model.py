@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.model import Locality, Service, SpiffeId
+from waypoint.config.access_logs import AccessLog
 from waypoint.config.routing import BackendRef, Routes
 from waypoint.config.security import OPEN, Security
 from waypoint.config.traffic import DEFAULT, ServiceTraffic, TrafficPolicy
@@ -27,8 +28,7 @@ class Waypoint:
     cluster_domain: str = "cluster.local"
     services: bool = True  # istio.io/waypoint-for: service or all
     workloads: bool = False  # workload or all
-    access_log: str = ""  # "", "text" or "json"
-    ipv6: bool = True  # listens on [::] too
+    access_logs: tuple[AccessLog, ...] = ()
 
     @property
     def key(self) -> str:
@@ -46,7 +46,10 @@ class Endpoint:
     healthy: bool = True
     locality: Locality = NOWHERE
     weight: int = 1
-    labels: tuple[tuple[str, str], ...] = ()  # what subsets select by; () if no subset needs them
+    node: str = ""
+    labels: tuple[
+        tuple[str, str], ...
+    ] = ()  # of its pod; () if no subset and no failover needs them
     workload: str = ""  # the rest is for metrics and logs
     namespace: str = ""
     canonical_service: str = ""

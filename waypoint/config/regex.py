@@ -8,7 +8,11 @@ references, and no \\pN or \\C), and its matching is not linear in time.
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, Final
 
 # Envoy compares RE2's program size with the runtime key re2.max_program_size.error_level, which is
@@ -17,7 +21,13 @@ from typing import Any, Final
 MAX_PROGRAM: Final = 32768
 PROGRAM_SIZE_KEY: Final = "re2.max_program_size.error_level"
 
+# Instructions of all patterns of one object: eight of the most complex, or thousands of usual ones.
+BUDGET: Final = 8 * MAX_PROGRAM
+
 _MEMORY: Final = 1 << 20  # of one compilation; enough for MAX_PROGRAM instructions of 16 bytes
+_TOO_LARGE: Final = "pattern too large"  # RE2's words for what takes more than that
+_REMEMBERED: Final = 4096  # patterns
+_SHORT: Final = 1024  # characters of a pattern that is remembered
 _REFERENCE = re.compile(r"\\(.?)", re.DOTALL)
 
 
@@ -31,46 +41,97 @@ def _options() -> Any:
     return options
 
 
-def _compile(pattern: str) -> tuple[Any, str]:
-    """Compile; returns the compiled form or why there is none."""
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What RE2 says of a pattern. `size`: instructions, or what was spent before it gave up."""
+
+    why: str
+    size: int
+    groups: int = 0
+
+
+def _compile(pattern: str) -> _Verdict:
     import re2  # 2 MB, and only who reads routes needs it
 
     if len(pattern) > MAX_PROGRAM:
-        return None, f"longer than {MAX_PROGRAM} characters"
+        return _Verdict(f"longer than {MAX_PROGRAM} characters", 0)
     try:
         compiled = re2.compile(pattern, _options())
     except re2.error as e:
-        why = e.args[0] if e.args else "cannot be compiled"
-        return None, (why.decode("utf-8", "replace") if isinstance(why, bytes) else str(why))[:200]
+        raw = e.args[0] if e.args else "cannot be compiled"
+        why = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+        return _Verdict(why[:200], MAX_PROGRAM if _TOO_LARGE in why else len(pattern))
     except UnicodeError:
-        return None, "not valid Unicode text"
+        return _Verdict("not valid Unicode text", len(pattern))
     finally:
         re2.purge()  # its cache would keep the last 128 alive, whatever their size
-    if compiled.programsize > MAX_PROGRAM:
-        return None, (
-            f"too complex: a program of {compiled.programsize} instructions, at most {MAX_PROGRAM}"
+    size = compiled.programsize
+    if size > MAX_PROGRAM:
+        why = f"too complex: a program of {size} instructions, at most {MAX_PROGRAM}"
+        return _Verdict(why, size)
+    return _Verdict("", size, compiled.groups)
+
+
+_remembered = lru_cache(maxsize=_REMEMBERED)(_compile)
+
+
+class _Budget:
+    """What may still be compiled for one object."""
+
+    def __init__(self) -> None:
+        self.left = BUDGET
+
+
+_budget: ContextVar[_Budget | None] = ContextVar("_budget", default=None)
+
+
+@contextmanager
+def budget() -> Iterator[None]:
+    """Bound what is compiled inside, for one object: it costs milliseconds here and in Envoy.
+
+    Once BUDGET instructions are used up, every further pattern is refused unseen. What counts is
+    what patterns cost, known or not, so the same object is always told the same.
+    """
+    token = _budget.set(_Budget())
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def _judge(pattern: str) -> _Verdict:
+    spent = _budget.get()
+    if spent is not None and spent.left <= 0:
+        return _Verdict(
+            f"the regular expressions of this object are too complex together: at most {BUDGET}"
+            " instructions, which are used up before this one",
+            0,
         )
-    return compiled, ""
+    # Long ones are not remembered: that bounds the memory of the cache to a few megabytes.
+    verdict = _remembered(pattern) if len(pattern) <= _SHORT else _compile(pattern)
+    if spent is not None:
+        spent.left -= verdict.size
+    return verdict
 
 
 def fault(pattern: str) -> str:
     """Say why Envoy would refuse a regular expression (RE2 syntax); "" if it takes it."""
-    return _compile(pattern)[1]
+    return _judge(pattern).why
 
 
 def substitution_fault(pattern: str, substitution: str) -> str:
     r"""Say why Envoy would refuse a substitution (\0 to \9, \\) for this pattern, or ""."""
-    compiled, why = _compile(pattern)
-    if why:
-        return why
+    verdict = _judge(pattern)
+    if verdict.why:
+        return verdict.why
     for m in _REFERENCE.finditer(substitution):
         what = m[1]
         if what == "\\":
             continue
         if not what.isascii() or not what.isdigit():
             return rf"{m[0]!r} in the substitution: only \0 to \9 and \\ are known"
-        if int(what) > compiled.groups:
-            return rf"\{what} in the substitution: the pattern has {compiled.groups} groups"
+        if int(what) > verdict.groups:
+            return rf"\{what} in the substitution: the pattern has {verdict.groups} groups"
     return ""
 
 

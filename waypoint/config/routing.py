@@ -56,7 +56,6 @@ class RouteMatch:
     query: tuple[tuple[str, TextMatch], ...] = ()
     grpc: bool = False  # only gRPC requests
     source_namespaces: tuple[str, ...] = ()  # of the caller's identity; () is any
-    source_labels: tuple[tuple[str, str], ...] = ()  # kept for status: cannot be known here
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,7 @@ class Cors:
     max_age: int | None = None
     credentials: bool = False
     forward_unmatched: bool = True  # preflights of other origins reach the backend
+    echo_headers: bool = False  # all that a preflight asks for, instead of request_headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,7 @@ class Retry:
     backoff: float | None = None
     max_backoff: float | None = None
     other_hosts: bool = True  # a host that failed is not tried again at once
+    other_places: bool = False  # after two tries in one place, the next one is tried
 
 
 @dataclass(frozen=True, slots=True)

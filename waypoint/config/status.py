@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mesh.findings import Condition
 
 CONTROLLER: Final = "ambit.io/mesh-controller"  # status.parents[].controllerName, GatewayClass
+_MAX_MESSAGE: Final = 4096
+_MAX_NAMES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +28,16 @@ class Status:
     conditions: tuple[Condition, ...] = ()
     parents: tuple[ParentStatus, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)  # addresses, listeners, ...
+
+
+def joined(parts: Iterable[str]) -> str:
+    """Put the parts of a message together, each of them once."""
+    message = "; ".join(dict.fromkeys(p for p in parts if p))
+    return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
+
+
+def listed(found: Iterable[str]) -> str:
+    """List names, sorted: a few of them, since there may be thousands."""
+    names = sorted(found)
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

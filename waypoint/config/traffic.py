@@ -5,6 +5,7 @@ Durations are seconds. None is Envoy's own default (or the mesh's, where docs sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -37,7 +38,7 @@ class LocalityBalancing:
     # ((from, ((to, weight), ...)), ...) places as "region/zone/subzone", "*" allowed at the end
     distribute: tuple[tuple[str, tuple[tuple[str, int], ...]], ...] = ()
     failover: tuple[tuple[str, str], ...] = ()  # (from region, to region)
-    failover_priority: tuple[str, ...] = ()  # topology label keys
+    failover_priority: tuple[str, ...] = ()  # labels, or "label=value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,13 @@ class ServiceTraffic:
     def of(self, ref: BackendRef) -> TrafficPolicy:
         """The policy of what a route sends to: a port, perhaps of a subset."""
         return (self.subset(ref.subset) or self).at(ref.port)
+
+    def policies(self) -> Iterator[TrafficPolicy]:
+        """All policies: of the service, its subsets and their ports."""
+        parts: tuple[ServiceTraffic | Subset, ...] = (self, *self.subsets)
+        for part in parts:
+            yield part.policy
+            yield from (policy for _, policy in part.ports)
 
     def subset(self, name: str) -> Subset | None:
         """Find a subset."""

@@ -19,6 +19,7 @@ from cp_support import Tokens, pod
 from control_plane.admin import _is_loopback
 from control_plane.app import main
 from control_plane.options import parse_options
+from mesh.env import everywhere
 from mesh.store import FolderStore
 
 NEEDED = ["--objects", "o", "--data", "d", "--token-key", "k"]
@@ -27,8 +28,8 @@ NEEDED = ["--objects", "o", "--data", "d", "--token-key", "k"]
 def test_defaults_are_the_contract() -> None:
     """Ports, accounts, names and lifetimes as operators of the field know them."""
     o = parse_options(NEEDED)
-    assert o.listen == ("0.0.0.0", 15012)
-    assert o.metrics_listen == ("0.0.0.0", 15014)
+    assert o.listen == (everywhere(), 15012)
+    assert o.metrics_listen == (everywhere(), 15014)
     assert o.sans == ("istiod.istio-system.svc",)
     assert o.proxy_accounts == {"istio-system/ztunnel"}
     assert o.token_audience == "istio-ca"
@@ -43,14 +44,14 @@ def test_defaults_are_the_contract() -> None:
         ("fd00::2", ("fd00::2", 15012)),
         ("[fd00::2]:1", ("fd00::2", 1)),
         ("[fd00::2]", ("fd00::2", 15012)),
-        (":1", ("0.0.0.0", 1)),
+        (":1", (everywhere(), 1)),
     ],
 )
 def test_listen_addresses(text: str, expected: tuple[str, int]) -> None:
     """IPv4 and IPv6, with a port and without; the address is one of the certificate's names."""
     o = parse_options([*NEEDED, "--listen", text])
     assert o.listen == expected
-    assert (expected[0] in o.sans) is (expected[0] != "0.0.0.0")
+    assert (expected[0] in o.sans) is (expected[0] != everywhere())
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,8 @@ def test_token_without_a_pod_is_a_caller_without_one(tokens: Tokens) -> None:
     [
         ({"aud": ["kubernetes"]}, "not meant for 'istio-ca'"),
         ({"aud": None}, "aud"),
-        ({"exp": int(time.time()) - 120}, "expired 1"),
         ({"exp": None}, "exp"),
         ({"exp": "tomorrow"}, "exp is no number"),
-        ({"nbf": int(time.time()) + 600}, "not valid for another"),
         ({"sub": "alice"}, "not a service account"),
         ({"sub": "system:serviceaccount:istio-system"}, "not a service account"),
         ({"sub": None}, "sub"),
@@ -60,6 +58,16 @@ def test_bad_claims_are_refused(tokens: Tokens, claims: dict[str, Any], message:
     """Audience, times and subject must hold; the reason is said."""
     with pytest.raises(BadInput, match=message):
         verify(tokens, tokens.sign(**claims))
+
+
+@pytest.mark.parametrize(
+    ("claim", "seconds", "message"),
+    [("exp", -120, "expired 12[0-9]"), ("nbf", 600, "not valid for another")],
+)
+def test_times_count(tokens: Tokens, claim: str, seconds: int, message: str) -> None:
+    """A token that is not valid any more, or not yet."""
+    with pytest.raises(BadInput, match=message):
+        verify(tokens, tokens.sign(**{claim: int(time.time()) + seconds}))
 
 
 def test_foreign_signatures_are_refused(tokens: Tokens) -> None:

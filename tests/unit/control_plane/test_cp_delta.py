@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.delta import MAX_NAME, DeltaConnection, Response
-from control_plane.resources import Resource, Snapshot
+from control_plane.delta import MAX_NAME, DeltaConnection
+from control_plane.resources import Snapshot
 from mesh.errors import BadInput
 from mesh.model.convert import ADDRESS_TYPE, AUTHORIZATION_TYPE
-from mesh.xds.delta import Request
+from mesh.xds.delta import Request, Resource, Response
 
 ON_DEMAND = {"subscribe": ("*",), "unsubscribe": ("*",)}
 
@@ -34,7 +34,7 @@ class World:
         self.version += 1
 
         def make(type_url: str, names: dict[str, str]) -> dict[str, Resource]:
-            return {n: Resource(type_url, n, v, v.encode()) for n, v in names.items()}
+            return {n: Resource(n, v, type_url, v.encode()) for n, v in names.items()}
 
         return Snapshot(
             self.version,

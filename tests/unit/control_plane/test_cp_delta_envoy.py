@@ -7,24 +7,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.delta import ENVOY, DeltaConnection, Response
-from control_plane.resources import (
-    CLUSTER_TYPE as CDS,
-)
-from control_plane.resources import (
-    ENDPOINTS_TYPE as EDS,
-)
-from control_plane.resources import (
-    LISTENER_TYPE as LDS,
-)
-from control_plane.resources import (
-    ROUTES_TYPE as RDS,
-)
-from control_plane.resources import (
-    Resource,
-    Snapshot,
-)
-from mesh.xds.delta import Request
+from control_plane.delta import ENVOY, DeltaConnection
+from control_plane.resources import Snapshot
+from mesh.xds.delta import Request, Resource, Response
+from mesh.xds.types import CLUSTER as CDS
+from mesh.xds.types import ENDPOINTS as EDS
+from mesh.xds.types import LISTENER as LDS
+from mesh.xds.types import ROUTES as RDS
 
 SHORT = {CDS: "cds", EDS: "eds", LDS: "lds", RDS: "rds"}
 _VERSION = iter(range(1, 1_000_000))
@@ -36,7 +25,7 @@ def snapshot(**types: dict[str, str]) -> Snapshot:
     return Snapshot(
         next(_VERSION),
         {
-            long[short]: {n: Resource(long[short], n, v, v.encode()) for n, v in found.items()}
+            long[short]: {n: Resource(n, v, long[short], v.encode()) for n, v in found.items()}
             for short, found in types.items()
         },
     )

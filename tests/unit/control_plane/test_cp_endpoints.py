@@ -296,5 +296,6 @@ def test_churn_leaves_nothing_behind() -> None:
         w.apply(p, entry)
         w.delete(p, entry)
     r = w.registry
-    assert (r._pods, r._accounts, r._holders, r._workloads, r._members) == ({}, {}, {}, {}, {})
+    assert (r._pods, r._accounts, r._holders, r._workloads) == ({}, {}, {}, {})
+    assert (r.snapshot.members, r.snapshot.aliases.keys()) == ({}, {"/10.96.0.1"})
     assert (r._endpoints._slices, r._endpoints._services, r._endpoints._addresses) == ({}, {}, {})

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from control_plane.registry import Registry
-from control_plane.resources import Resource
 from control_plane.translate.pods import MeshConfig
 from mesh.manifest import parse_manifests
 from mesh.model.convert import ADDRESS_TYPE, address_untrusted, authorization_untrusted
+from mesh.xds.delta import Resource
 
 CASES = sorted((Path(__file__).parents[2] / "golden" / "control_plane").glob("*.yaml"))
 CONFIG = MeshConfig("istio-system", "cluster.local", "Kubernetes", "cluster.local")

@@ -24,8 +24,10 @@ from cryptography.x509.oid import NameOID
 
 from control_plane.waypoints import jwks as fetching_shell
 from control_plane.waypoints.jwks import JwksFetcher, fetch
-from control_plane.waypoints.providers import providers_of
-from waypoint.config.security import Target
+from control_plane.waypoints.providers import read_config
+from control_plane.waypoints.rules import Rules
+from mesh.manifest import Key
+from waypoint.config.security import Target, read_providers
 from waypoint.config.security.fetching import REFRESH, Fetching
 from waypoint.config.security.jwks import Jwks, read_jwks
 
@@ -305,10 +307,11 @@ extensionProviders:
 
 def test_providers_are_where_istio_has_them() -> None:
     """ConfigMap istio, key mesh; the rest of it is somebody else's."""
-    providers, problems = providers_of({"data": {"mesh": MESH}})
-    assert (sorted(providers), problems) == (["ask"], [])
-    assert providers_of(None) == providers_of({}) == providers_of({"data": {}}) == ({}, [])
-    assert providers_of({"data": {"mesh": ""}}) == ({}, [])
+    config, problem = read_config({"data": {"mesh": MESH}})
+    providers, problems = read_providers(config["extensionProviders"])
+    assert (problem, sorted(providers), problems) == ("", ["ask"], [])
+    assert read_config(None) == read_config({}) == read_config({"data": {}}) == ({}, "")
+    assert read_config({"data": {"mesh": ""}}) == ({}, "")
 
 
 @pytest.mark.parametrize(
@@ -317,14 +320,19 @@ def test_providers_are_where_istio_has_them() -> None:
         ("{", "ConfigMap istio, data.mesh: not YAML"),
         ("[1]", "ConfigMap istio, data.mesh: must be a mapping"),
         ("extensionProviders: {}", "data.mesh: extensionProviders: must be a list"),
+        ("accessLogFile: /tmp/x", "data.mesh: accessLogFile: '/tmp/x': waypoints write to"),
         (MESH.replace("8000", "0"), "extensionProviders[0].envoyExtAuthzHttp.port: 0"),
     ],
 )
-def test_a_mesh_configuration_that_is_wrong(text: str, says: str) -> None:
-    """The problem is named, and nothing is taken from there."""
-    providers, problems = providers_of({"data": {"mesh": text}})
-    assert providers == {}
-    assert says in problems[0]
+def test_a_mesh_configuration_that_is_wrong(
+    text: str, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The problem is named, and nothing is taken from what has it."""
+    rules = Rules("istio-system", "cluster.local")
+    configmap = {"data": {"mesh": text}}
+    rules.take(Key("ConfigMap", "istio-system", "istio"), configmap)
+    assert says in caplog.text
+    assert bool(rules.telemetry.logs(("a", "b"))) == ("/dev/stdout" in text)
 
 
 # ---- in the control plane --------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Proxy:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 (what is waited for is in the code under test)
             await asyncio.sleep(0.01)
 

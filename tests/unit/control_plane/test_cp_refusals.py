@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.resources import Resource
 from control_plane.waypoints.refusals import Refusals, Trial
 from mesh.manifest import Key
+from mesh.xds.delta import Resource
 
 
 def resource(name: str, version: str) -> Resource:
-    return Resource("t", name, version, version.encode())
+    return Resource(name, version, "t", version.encode())
 
 
 def served(refusals: Refusals, **wanted: str) -> dict[str, str]:

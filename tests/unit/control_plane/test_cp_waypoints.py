@@ -14,6 +14,7 @@ from wp_world import (
     World,
     gateway,
     http_route,
+    key_of,
     namespace,
     rule,
     shop,
@@ -22,6 +23,8 @@ from wp_world import (
 
 from mesh.manifest import Key
 from mesh.model import Workload
+from waypoint.config.features import FEATURES
+from waypoint.config.status import CONTROLLER
 
 
 def endpoints(w: World, cluster: str) -> list[str]:
@@ -317,6 +320,47 @@ def test_pods_that_a_policy_at_the_waypoint_protects_refuse_others() -> None:
     assert guarded.authorization_policies == ()
 
 
+def own_policies(w: World, name: str) -> tuple[str, ...]:
+    found = w.address(f"Kubernetes//Pod/shop/{name}")
+    assert isinstance(found, Workload)
+    return found.authorization_policies
+
+
+def test_pods_whose_own_traffic_passes_a_waypoint_are_guarded_at_every_port() -> None:
+    """Also where a Service that passes no waypoint, or another one, has them as endpoints."""
+    takes = {"istio.io/waypoint-for": "workload"}
+    own = gateway("own")
+    own["metadata"]["labels"] = takes
+    w = shop(own)
+    uses = {"app": "cart", "istio.io/use-waypoint": "own"}
+    for name in ("cart-1", "cart-2"):
+        w.apply(pod(name, ip=f"10.244.2.{name[-1]}", labels=uses))
+    assert own_policies(w, "cart-1") == ()
+    w.apply(
+        policy(
+            "all",
+            targetRefs=[{"kind": "Gateway", "group": "gateway.networking.k8s.io", "name": "own"}],
+            rules=[{"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/x"]}}]}],
+        )
+    )
+    (name,) = own_policies(w, "cart-1")
+    assert own_policies(w, "cart-2") == (name,)
+    assert own_policies(w, "pay-1") == ()
+    # By its own waypoint, and by that of its Service.
+    (match,) = [m for c in w.policies()[name].rules[0].clauses for m in c.matches]
+    found = [m.value for m in match.not_principals]
+    assert found == ["cluster.local/ns/shop/sa/own", "cluster.local/ns/shop/sa/wp"]
+    # One of the two leaves, then the other: the policy goes with the last.
+    w.apply(pod("cart-2", ip="10.244.2.2", labels={"app": "cart"}))
+    assert own_policies(w, "cart-2") == ()
+    assert set(w.policies()) == {name}
+    w.delete(own)  # closed, now to everybody but the Service's waypoint
+    (closed,) = own_policies(w, "cart-1")
+    assert "sa/own" not in str(w.policies()[closed])
+    w.apply(pod("cart-1", ip="10.244.2.1", labels={"app": "cart"}))
+    assert w.policies() == {}
+
+
 def test_a_policy_of_the_gateway_covers_all_that_passes_it() -> None:
     w = shop()
     before = w.snapshot()
@@ -377,3 +421,61 @@ def test_a_route_of_gateway_api_is_served_and_told() -> None:
     w.delete(http_route())
     assert Key("HTTPRoute", "shop", "r") not in w.statuses
     assert PAY not in str(w.resource("rds", CART_ROUTES))
+
+
+def test_a_class_is_told_the_features() -> None:
+    spec = {"controllerName": CONTROLLER}
+    w = shop({"kind": "GatewayClass", "metadata": {"name": "own"}, "spec": spec})
+    status = w.statuses.get(Key("GatewayClass", "", "own"))
+    assert status is not None
+    assert status.fields["supportedFeatures"] == [{"name": name} for name in sorted(FEATURES)]
+
+
+def test_five_thousand_routes_at_a_service() -> None:
+    """All of them are served and told, and so is a change of one."""
+    w = shop()
+    routes = [
+        http_route(
+            f"r{i}",
+            rules=[
+                {
+                    "matches": [{"path": {"type": "Exact", "value": f"/item/{i}"}}],
+                    "backendRefs": [{"name": "pay", "port": 80}],
+                }
+            ],
+        )
+        for i in range(5000)
+    ]
+    w.apply(*routes)
+    served = w.resource("rds", CART_ROUTES)["virtual_hosts"][0]["routes"]
+    assert len(served) >= 5000
+    told = [w.statuses[key_of(r)].parents[0].conditions for r in routes]
+    assert all(c.status for conditions in told for c in conditions)
+    before = w.snapshot()
+    routes[0]["spec"]["rules"][0]["matches"][0]["path"]["value"] = "/another"
+    w.apply(routes[0])
+    assert w.changed(before) == {"rds": {CART_ROUTES}}
+
+
+def telemetry(name: str, age: str, **entry: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "shop", "creationTimestamp": age, "generation": 1}
+    return {"kind": "Telemetry", "metadata": metadata, "spec": {"accessLogging": [entry]}}
+
+
+def test_telemetry_reaches_listeners_and_tells_those_that_lose() -> None:
+    """An older one comes after: it counts, and the other hears of it; both follow the Gateway."""
+    w = shop()
+    silent = str(w.resource("lds", "main_internal"))
+    assert "StdoutAccessLog" not in silent
+    newer = telemetry("newer", "2026-02-02")
+    w.apply(newer)
+    assert "StdoutAccessLog" in str(w.resource("lds", "main_internal"))
+    assert w.condition("Telemetry", "newer", "WaypointAccepted") == (True, "Accepted")
+    w.apply(telemetry("older", "2026-02-01", disabled=True))
+    assert str(w.resource("lds", "main_internal")) == silent
+    assert w.condition("Telemetry", "older", "WaypointAccepted") == (True, "Accepted")
+    assert w.condition("Telemetry", "newer", "WaypointAccepted") == (False, "Conflicted")
+    w.delete(gateway())
+    assert w.condition("Telemetry", "older", "WaypointAccepted") == (False, "AncestorNotBound")
+    w.apply(gateway())
+    assert w.condition("Telemetry", "newer", "WaypointAccepted") == (False, "Conflicted")

@@ -7,14 +7,7 @@ from typing import Any
 from cp_support import pod, service
 
 from control_plane.registry import Registry
-from control_plane.resources import (
-    CLUSTER_TYPE,
-    ENDPOINTS_TYPE,
-    LISTENER_TYPE,
-    ROUTES_TYPE,
-    Resource,
-    Snapshot,
-)
+from control_plane.resources import Snapshot
 from control_plane.translate.pods import MeshConfig
 from control_plane.waypoints.state import Waypoints
 from mesh.manifest import CLUSTER_SCOPED, Key
@@ -25,11 +18,13 @@ from mesh.model.convert import (
     address_untrusted,
     authorization_untrusted,
 )
+from mesh.xds.delta import Resource
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from waypoint.config.envoy import translate
 from waypoint.config.envoy.pack import unpack
 from waypoint.config.status import Status
 
-SHORT = {"cds": CLUSTER_TYPE, "eds": ENDPOINTS_TYPE, "lds": LISTENER_TYPE, "rds": ROUTES_TYPE}
+SHORT = {"cds": CLUSTER, "eds": ENDPOINTS, "lds": LISTENER, "rds": ROUTES}
 BOUND = "istio.io/WaypointBound"
 AMBIENT = {"dataplane_mode": "ambient", "use_waypoint": "wp"}
 CART = "outbound|80||cart.shop.svc.cluster.local"

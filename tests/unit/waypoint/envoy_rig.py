@@ -16,6 +16,7 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
@@ -26,9 +27,10 @@ from security_apps import serving
 
 from mesh.manifest import Key
 from mesh.model import Port, Service, SpiffeId
+from mesh.xds.types import CLUSTER, LISTENER, ROUTES
 from waypoint.config.envoy.clusters import cluster
 from waypoint.config.envoy.inner import http_chain
-from waypoint.config.envoy.names import CLUSTER, LISTENER, ROUTES, cluster_name
+from waypoint.config.envoy.names import cluster_name
 from waypoint.config.envoy.pack import pack
 from waypoint.config.envoy.routes import route_configuration
 from waypoint.config.model import Bound, Waypoint
@@ -187,6 +189,11 @@ class Proxy:
         finally:
             conn.close()
 
+    def asks(self, case: str, path: str, times: int) -> Counter[int]:
+        """Send the same request many times, 16 at once; count the statuses."""
+        with ThreadPoolExecutor(16) as pool:
+            return Counter(pool.map(lambda _: self.ask(case, path).status, range(times)))
+
 
 def _listener(name: str, caller: str, case: Bound, port: Port) -> Proto:
     """The chain of a waypoint, with its routes inside and the caller's identity given."""
@@ -218,21 +225,26 @@ def _listener(name: str, caller: str, case: Bound, port: Port) -> Proto:
     return out
 
 
-def _cluster(name: str, ports: Sequence[int]) -> Proto:
+def _cluster(name: str, *places: Sequence[int]) -> Proto:
+    """A cluster whose endpoints are those ports, the nearest place first."""
     out = cluster(name, 1, TrafficPolicy())
     del out["eds_cluster_config"]
-    endpoints = [
-        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": p}}}}
-        for p in ports
+    groups = [
+        {"lb_endpoints": [{"endpoint": {"address": _loopback(p)}} for p in ports], "priority": i}
+        for i, ports in enumerate(places)
     ]
-    assigned = {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
+    assigned = {"cluster_name": name, "endpoints": groups}
     out |= {"type": "STATIC", "load_assignment": assigned}
     pack(CLUSTER, out)
     return out
 
 
+def _loopback(port: int) -> Proto:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+
+
 def _bootstrap(
-    cases: Mapping[str, tuple[Bound, Port]], clusters: Mapping[str, Sequence[int]]
+    cases: Mapping[str, tuple[Bound, Port]], clusters: Mapping[str, Sequence[Sequence[int]]]
 ) -> Proto:
     internal = f"{_T}.bootstrap.internal_listener.v3.InternalListener"
     return {
@@ -243,7 +255,7 @@ def _bootstrap(
             "layers": [{"name": "static", "static_layer": {PROGRAM_SIZE_KEY: MAX_PROGRAM}}]
         },
         "static_resources": {
-            "clusters": [_cluster(name, ports) for name, ports in clusters.items()],
+            "clusters": [_cluster(name, *places) for name, places in clusters.items()],
             "listeners": [
                 _listener(name, caller, *case) for name, case in cases.items() for caller in CALLERS
             ],
@@ -258,15 +270,20 @@ def envoy() -> str:
 
 @contextmanager
 def proxy(folder: Path, cases: Mapping[str, tuple[Bound, Port]]) -> Iterator[Proxy]:
-    """Run Envoy with applications a and b (two endpoints each), web (one) and dead (none there)."""
+    """Run Envoy with applications a and b (two endpoints each), web (one), dead (none there).
+
+    Of half's two endpoints one is dead; far's one is dead, and another is in the next place.
+    """
     seen = Seen()
     with ExitStack() as stack:
-        clusters: dict[str, list[int]] = {}
+        clusters: dict[str, list[list[int]]] = {}
         for name, count in (("a", 2), ("b", 1), ("web", 1)):
             ports = [stack.enter_context(serving(app(name, seen))) for _ in range(count)]
-            clusters[cluster_name(ref(name))] = ports
-        clusters[cluster_name(ref("dead"))] = [1]  # nobody listens on tcpmux
-        clusters[cluster_name(ref("half"))] = [1, clusters[cluster_name(ref("a"))][0]]
+            clusters[cluster_name(ref(name))] = [ports]
+        alive = clusters[cluster_name(ref("a"))][0][:1]
+        clusters[cluster_name(ref("dead"))] = [[1]]  # nobody listens on tcpmux
+        clusters[cluster_name(ref("half"))] = [[1, *alive]]
+        clusters[cluster_name(ref("far"))] = [[1], alive]
         config, log, admin = folder / "envoy.json", folder / "envoy.log", folder / "admin"
         config.write_text(json.dumps(_bootstrap(cases, clusters)))
         out = stack.enter_context(log.open("wb"))

@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 
 from mesh.model import Port, Service, SpiffeId
 from waypoint.config.envoy.translate import waypoint_resources
+from waypoint.config.locality import NOWHERE, Place
 from waypoint.config.model import Backend, Bound, Endpoint, Waypoint
 from waypoint.config.regex import MAX_PROGRAM, PROGRAM_SIZE_KEY
 from waypoint.config.routing import BackendRef, Routes
@@ -84,10 +85,14 @@ def _bootstrap(resources: Mapping[str, Mapping[str, bytes]]) -> dict[str, Any]:
 
 
 def verdict(
-    folder: Path, bound: Iterable[Bound], backends: Iterable[Backend] = ()
+    folder: Path,
+    bound: Iterable[Bound],
+    backends: Iterable[Backend] = (),
+    place: Place = NOWHERE,
+    waypoint: Waypoint = WAYPOINT,
 ) -> tuple[bool, str]:
     """Whether Envoy takes all of it, and what it says if not."""
-    resources = waypoint_resources(WAYPOINT, list(bound), list(backends))
+    resources = waypoint_resources(waypoint, list(bound), list(backends), place=place)
     path = folder / "envoy.json"
     path.write_text(json.dumps(_bootstrap(resources)))
     done = subprocess.run(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from waypoint.config.envoy.names import CLUSTER, LISTENER, ROUTES
+from mesh.xds.types import CLUSTER, LISTENER, ROUTES
 from waypoint.config.envoy.pack import MalformedResource, _message, pack, packed, unpack
 
 T = "type.googleapis.com/"

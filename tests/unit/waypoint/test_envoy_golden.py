@@ -1,14 +1,15 @@
 """All of what Envoy is sent for a waypoint, as readable files, and taken by the real Envoy.
 
 REFRESH_GOLDEN=1 writes the expected files anew; look at the difference before committing it.
-What does not depend on services (tunnels in and out, access logs) is in plain.yaml only.
+What does not depend on services (tunnels in and out, access logs) is in plain.yaml only,
+and access logs in that and logs.yaml.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from envoy_verdict import WAYPOINT, verdict
 
 from mesh.manifest import Key
 from mesh.model import Locality, Port, Service
-from waypoint.config.envoy.names import CLUSTER, CONNECT_ORIGINATE, CONNECT_TERMINATE, MAIN_INTERNAL
+from mesh.xds.types import CLUSTER
+from waypoint.config.access_logs import AccessLog
+from waypoint.config.envoy.names import CONNECT_ORIGINATE, CONNECT_TERMINATE, MAIN_INTERNAL
 from waypoint.config.envoy.pack import unpack
 from waypoint.config.envoy.translate import waypoint_resources
-from waypoint.config.model import Backend, Bound, BoundWorkload, Endpoint
+from waypoint.config.locality import NOWHERE, REGION, ZONE, Place
+from waypoint.config.model import Backend, Bound, BoundWorkload, Endpoint, Waypoint
 from waypoint.config.routing import (
     BackendRef,
     Cors,
@@ -42,12 +46,22 @@ from waypoint.config.routing import (
     TextMatch,
     WeightedBackend,
 )
-from waypoint.config.traffic import DEFAULT, Outliers, Pool, ServiceTraffic, Subset, TrafficPolicy
+from waypoint.config.traffic import (
+    DEFAULT,
+    ConsistentHash,
+    LocalityBalancing,
+    Outliers,
+    Pool,
+    ServiceTraffic,
+    Subset,
+    TrafficPolicy,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "waypoint"
 FIXED = (CONNECT_TERMINATE, CONNECT_ORIGINATE)
 SECTIONS = ("Listener", "RouteConfiguration", "Cluster", "ClusterLoadAssignment")
 ORIGIN = Key("TCPRoute", "shop", "r")
+RETRY = Retry(3, (503,), backoff=0.025, per_try_timeout=1.0, other_places=True)
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,8 @@ class Scenario:
     bound: tuple[Bound, ...] = ()
     backends: tuple[Backend, ...] = ()
     workloads: tuple[BoundWorkload, ...] = ()
+    place: Place = NOWHERE
+    waypoint: Waypoint = WAYPOINT
 
 
 def service(name: str, vip: str, *ports: tuple[int, int]) -> Service:
@@ -142,7 +158,7 @@ def _actions() -> Scenario:
         rule(to("a", 0), match=at("/nowhere")),
         rule(match=at("/rewrite"), rewrite=Rewrite("h.example", "/new")),
         rule(match=at("/times"), timeout=1.5, backend_timeout=0.5),
-        rule(match=at("/retry"), retry=Retry(3, (503,), backoff=0.025, per_try_timeout=1.0)),
+        rule(match=at("/retry"), retry=RETRY),
         rule(match=at("/never"), retry=Retry(0)),
         rule(match=at("/mirror"), mirrors=(Mirror(ref("b"), 12.5),)),
         rule(match=at("/session"), session=Session("cookie", "s", "/session")),
@@ -185,10 +201,40 @@ def _subsets() -> Scenario:
     return Scenario((web,), (Backend(WEB, traffic, ((80, endpoints),), used),))
 
 
+def _places() -> Scenario:
+    """Of a pod in r1/z1: shares, an order by place, and one by labels."""
+    lost = Outliers(consecutive_5xx=1)
+    shares = LocalityBalancing(distribute=(("r1/z1/*", (("r1/*", 80), ("r2/z1", 20))),))
+    priority = LocalityBalancing(failover_priority=(ZONE, "version=v1"))
+    traffic = {
+        "web": TrafficPolicy(locality=shares),
+        "a": TrafficPolicy(locality=LocalityBalancing(failover=(("r1", "r2"),)), outliers=lost),
+        "b": TrafficPolicy(hash=ConsistentHash(header="h"), locality=priority, outliers=lost),
+    }
+    where = ("r1/z1", "r1/z2", "r2/z1", "r3/z1")
+    endpoints = tuple(
+        endpoint(i, locality=Locality(*w.split("/")), labels=(("version", f"v{i}"),), weight=i)
+        for i, w in enumerate(where, 1)
+    )
+    backends = tuple(
+        Backend(of, ServiceTraffic(traffic[of.name]), ((80, endpoints),)) for of in (WEB, A, B)
+    )
+    place = ((REGION, "r1"), (ZONE, "z1"))
+    return Scenario((_bound(rule(to("web"), to("a"), to("b"))),), backends, place=place)
+
+
 def _pods() -> Scenario:
     inside = BoundWorkload("c//Pod/shop/in", ("10.1.0.1",), endpoint(1, 0), ((8080, 1),))
     outside = BoundWorkload("c//Pod/shop/out", ("fd00::9",), Endpoint("fd00::9", 0))
     return Scenario(workloads=(inside, outside))
+
+
+def _logs() -> Scenario:
+    """A line of everything, and JSON of what failed; connections without HTTP beside it."""
+    failed = AccessLog(True, (((">=", 500), ("!=", 503)), (("==", 404),)))
+    waypoint = replace(WAYPOINT, access_logs=(AccessLog(), failed))
+    db = service("db", "10.0.0.5", (5432, 4))
+    return Scenario((Bound(WEB), Bound(db)), (backend(WEB), backend(db)), waypoint=waypoint)
 
 
 SCENARIOS = {
@@ -197,7 +243,9 @@ SCENARIOS = {
     "matches": _matches,
     "actions": _actions,
     "subsets": _subsets,
+    "places": _places,
     "pods": _pods,
+    "logs": _logs,
 }
 
 
@@ -210,7 +258,9 @@ def _brief(value: Any) -> Any:
 
 def _shown(name: str) -> str:
     made = SCENARIOS[name]()
-    resources = waypoint_resources(WAYPOINT, made.bound, made.backends, made.workloads)
+    resources = waypoint_resources(
+        made.waypoint, made.bound, made.backends, made.workloads, made.place
+    )
     found: dict[str, Any] = {}
     for url in sorted(resources, key=lambda u: SECTIONS.index(u.rpartition(".")[2])):
         left_out = () if name == "plain" else FIXED
@@ -221,7 +271,7 @@ def _shown(name: str) -> str:
         }
         found[url.rpartition(".")[2]] = kept
     plain = json.loads(json.dumps(found))
-    shown = plain if name == "plain" else _brief(plain)
+    shown = plain if name in ("plain", "logs") else _brief(plain)
     return yaml.safe_dump(shown, sort_keys=False, width=110)
 
 
@@ -242,4 +292,4 @@ def test_no_file_is_left_over() -> None:
 @pytest.mark.parametrize("name", [n for n in SCENARIOS if n != "pods"])
 def test_envoy_takes_all_of_it(name: str, tmp_path: Path) -> None:
     made = SCENARIOS[name]()
-    assert verdict(tmp_path, made.bound, made.backends) == (True, "")
+    assert verdict(tmp_path, made.bound, made.backends, made.place, made.waypoint) == (True, "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from istio_rig import NS, ROOT, Mesh, hostname, service
 
@@ -29,10 +31,12 @@ def policy(spec: dict[str, object]) -> TrafficPolicy:
     return mesh.index.traffic(WEB).policy
 
 
-def found(spec: dict[str, object]) -> str:
+def found(spec: dict[str, Any], *subsets: dict[str, Any]) -> str:
     """What a trafficPolicy is told."""
     mesh = Mesh()
-    condition = mesh.condition(mesh.rule({"host": "web", "trafficPolicy": spec}))
+    condition = mesh.condition(
+        mesh.rule({"host": "web", "trafficPolicy": spec, "subsets": list(subsets)})
+    )
     return "" if condition.reason == "Accepted" else condition.message
 
 
@@ -219,6 +223,9 @@ def test_a_bad_subset_leaves_the_others(subset: object, why: str) -> None:
 # ---- what a policy says ------------------------------------------------------------------------
 
 
+PRIORITY = {"failoverPriority": ["topology.kubernetes.io/region"]}
+
+
 @pytest.mark.parametrize(
     ("balancer", "want"),
     [
@@ -275,11 +282,21 @@ def test_a_bad_subset_leaves_the_others(subset: object, why: str) -> None:
 )
 def test_load_balancing(balancer: dict[str, object], want: TrafficPolicy) -> None:
     assert policy({"loadBalancer": balancer}) == want
-    said = found({"loadBalancer": balancer})
-    if want.locality is not None and want.locality.enabled:
-        assert "localityLbSetting: has no effect yet" in said
-    else:
-        assert said == ""
+    lost: dict[str, Any] = {"outlierDetection": {}} if "localityLbSetting" in balancer else {}
+    assert found({"loadBalancer": balancer, **lost}) == ""
+
+
+@pytest.mark.parametrize("setting", [{"failover": [{"from": "a", "to": "b"}]}, PRIORITY])
+def test_failover_needs_outlier_detection(setting: dict[str, Any]) -> None:
+    """Beside it, or from what is inherited; without it the field is named, once."""
+    near = {"loadBalancer": {"localityLbSetting": setting}}
+    lost = {"outlierDetection": {"consecutive5xxErrors": 1}}
+    told = "spec.trafficPolicy.loadBalancer.localityLbSetting: failover needs outlierDetection"
+    assert found(near).count("failover needs") == 1
+    assert told in found(near)
+    assert found({**near, **lost}) == ""
+    assert found(lost, {"name": "v1", "trafficPolicy": near}) == ""
+    assert found(near, {"name": "v1", "trafficPolicy": lost}).count("failover needs") == 1
 
 
 @pytest.mark.parametrize(
@@ -305,28 +322,59 @@ def test_load_balancing(balancer: dict[str, object], want: TrafficPolicy) -> Non
         ({"simple": "RANDOM", "consistentHash": {"useSourceIp": True}}, "set simple or"),
         ({"simple": "RANDOM", "warmup": {"duration": "1s"}}, "only ROUND_ROBIN and LEAST_REQUEST"),
         ({"warmup": {}}, "warmup.duration: must be set"),
-        (
-            {"localityLbSetting": {"distribute": [{"from": "eu", "to": {"us": 99}}]}},
-            "distribute[0].to: weights must add up to 100",
-        ),
-        (
-            {"localityLbSetting": {"distribute": [{"from": "*/eu", "to": {"us": 100}}]}},
-            "'*/eu' is not a place",
-        ),
-        ({"localityLbSetting": {"failover": [{"from": "eu", "to": "eu"}]}}, "different regions"),
-        (
-            {
-                "localityLbSetting": {
-                    "failoverPriority": ["a"],
-                    "distribute": [{"from": "eu", "to": {"us": 100}}],
-                }
-            },
-            "set distribute or failover",
-        ),
     ],
 )
 def test_bad_load_balancing_is_named(balancer: dict[str, object], why: str) -> None:
     assert why in found({"loadBalancer": balancer})
+
+
+TO = {"to": {"us": 100}}
+EU = {"from": "eu", **TO}
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"distribute": [{"from": "eu", "to": {"us": 99}}]}, "distribute[0].to: weights must add"),
+        ({"distribute": [{"from": "eu", "to": {"us": 0}}]}, "distribute[0].to.us: 0 is not"),
+        ({"distribute": [{"from": "eu", "to": {"us": "1"}}]}, "distribute[0].to.us: '1' is not"),
+        ({"distribute": [{"from": "eu", "to": {}}]}, "distribute[0].to: must have places"),
+        ({"distribute": [{"from": "eu"}]}, "distribute[0].to: must have places"),
+        ({"distribute": [{"from": "eu", "to": [1]}]}, "distribute[0].to: must be a mapping"),
+        ({"distribute": [{"from": "*/eu", **TO}]}, "distribute[0].from: '*/eu' is not a place"),
+        ({"distribute": [TO]}, "distribute[0].from: '' is not a place"),
+        (
+            {"distribute": [{"from": "eu", "to": {"us": 50, "us/a": 50}}]},
+            "distribute[0].to: 'us/a' and 'us' have places in common",
+        ),
+        (
+            {"distribute": [EU, {"from": "eu/a/*", **TO}]},
+            "distribute[1].from: 'eu/a/*' and 'eu' have places in common",
+        ),
+        ({"distribute": [EU], "failover": [{"from": "a", "to": "b"}]}, "failover: not both"),
+        ({"distribute": [EU], "failoverPriority": ["a"]}, "failoverPriority: not both"),
+        (
+            {"failover": [{"from": "a", "to": "b"}], **PRIORITY},
+            "failover: not both: beside labels of places",
+        ),
+        ({"failover": [{"from": "eu", "to": "eu"}]}, "failover[0]: from and to must be two"),
+        ({"failover": [{"from": "eu/a", "to": "us"}]}, "failover[0]: from and to must be two"),
+        (
+            {"failover": [{"from": "eu", "to": "us"}, {"from": "eu", "to": "as"}]},
+            "failover[1].from: 'eu' fails over to 'us' already",
+        ),
+        ({"failoverPriority": ["=a"]}, "failoverPriority[0]: '=a' is neither a label nor"),
+        ({"failoverPriority": [1]}, "failoverPriority[0]: 1 is neither a label nor"),
+        ({"failoverPriority": ["a", "a=b"]}, "failoverPriority[1]: 'a' is there already"),
+        ({"failoverPriority": [f"l{i}" for i in range(25)]}, "localityLbSetting: more than 24"),
+        ({"enabled": "yes"}, "localityLbSetting.enabled: 'yes' is neither true nor false"),
+        ({"distributed": []}, "localityLbSetting.distributed: no such field"),
+    ],
+)
+def test_a_wrong_place_is_named_once(setting: dict[str, object], why: str) -> None:
+    said = found({"loadBalancer": {"localityLbSetting": setting}, "outlierDetection": {}})
+    assert why in said
+    assert said.count("localityLbSetting") == 1, said
 
 
 def test_pools() -> None:

@@ -7,7 +7,14 @@ import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from waypoint.config.regex import MAX_PROGRAM, fault, literal, substitution_fault
+from waypoint.config.regex import (
+    BUDGET,
+    MAX_PROGRAM,
+    budget,
+    fault,
+    literal,
+    substitution_fault,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -43,6 +50,27 @@ def test_size_is_bounded() -> None:
     assert "too complex" in fault("((a{10}){10}){10}" * 35)
     assert "too large" in fault("((a{10}){10}){10}" * 400)
     assert fault("/" + "a{1000}") == ""
+
+
+def test_all_of_an_object_is_bounded_too() -> None:
+    """The rest is refused unseen. Repeats count, and the next object has a budget of its own."""
+    costly = "a{1000}"
+    for _ in range(2):  # the second time all of it is known
+        with budget():
+            taken = [fault(costly) == "" for _ in range(BUDGET // 1000 + 10)]
+            assert BUDGET // 1000 - 2 <= sum(taken) <= BUDGET // 1000 + 1
+            assert taken == sorted(taken, reverse=True)
+            assert f"at most {BUDGET} instructions" in fault("a")
+            assert f"at most {BUDGET} instructions" in substitution_fault("a", "")
+    assert fault(costly) == ""
+
+
+def test_what_is_refused_after_much_work_counts_as_much() -> None:
+    """Else an object could hold everybody up with what RE2 gives up on."""
+    with budget():
+        for i in range(BUDGET // MAX_PROGRAM):
+            assert "too large" in fault(rf"\pL{{{300 + i}}}")
+        assert "used up" in fault("a")
 
 
 @pytest.mark.parametrize(

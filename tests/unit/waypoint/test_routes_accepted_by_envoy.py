@@ -20,11 +20,11 @@ from routes_rig import GRPC, HTTP, NS, TCP, TLS, UNKNOWN, Mesh, service, skey
 
 from mesh.manifest import Key
 from mesh.model import Port, SpiffeId
+from mesh.xds.types import CLUSTER, LISTENER, ROUTES
 from tests.netns.page_examples import examples
 from waypoint.agent.bootstrap import RE2_LIMIT
 from waypoint.config.envoy.clusters import backend_dicts
 from waypoint.config.envoy.inner import main_internal, service_chains
-from waypoint.config.envoy.names import CLUSTER, LISTENER, ROUTES
 from waypoint.config.envoy.pack import pack
 from waypoint.config.envoy.routes import route_configuration
 from waypoint.config.model import Backend, Bound, Waypoint

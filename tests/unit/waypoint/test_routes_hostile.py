@@ -83,7 +83,7 @@ GOOD: dict[str, dict[str, Any]] = {
         "sessionPersistence": {"type": "Header", "header": {"name": "x"}},
     },
     "BackendTLSPolicy": {
-        "targetRefs": [{"group": "", "kind": "Service", "name": "web", "sectionName": "a"}],
+        "targetRefs": [{"group": "", "kind": "Service", "name": "web", "sectionName": "port-80"}],
         "validation": {
             "hostname": "a",
             "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "x"}],

@@ -220,6 +220,15 @@ def test_cors() -> None:
     told = filtered("CORS", allowOrigins=["*"], allowMethods=["*"], allowCredentials=True).cors
     assert told is not None
     assert "DELETE" in told.methods
+    echoing = filtered("CORS", allowOrigins=["*"], allowHeaders=["*", "x-a"], allowCredentials=True)
+    assert echoing.cors is not None
+    assert (echoing.cors.request_headers, echoing.cors.echo_headers) == ((), True)
+    plain = filtered("CORS", allowOrigins=["*"], allowHeaders=["*"]).cors
+    assert plain is not None
+    assert (plain.request_headers, plain.echo_headers) == (("*",), False)
+    shown = filtered("CORS", allowOrigins=["*"], exposeHeaders=["*", "x-b"], allowCredentials=True)
+    assert shown.cors is not None
+    assert shown.cors.expose_headers == ("x-b",)
 
 
 def test_timeouts_and_retries() -> None:

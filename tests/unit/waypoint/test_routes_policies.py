@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from certificates_rig import pair
-from routes_rig import NS, Mesh, route, skey, to, to_service
+from routes_rig import BOUND, NS, Mesh, route, skey, to, to_service
 
 from mesh.manifest import Key
 from waypoint.config.pem import NOBODY
@@ -68,6 +68,8 @@ def test_sessions_of_a_service() -> None:
     assert mesh.index.put(
         Key("XBackendTrafficPolicy", NS, "p"), {"metadata": {}, "spec": spec}
     ) == {API}
+    status = mesh.index.status(Key("XBackendTrafficPolicy", NS, "p"), lambda _: BOUND)
+    assert "by rules that send to it alone" in status.parents[0].conditions[0].message
     (default,) = mesh.http("api", 80)
     assert default.session == Session("cookie", "s")
     assert default.backends == (WeightedBackend(BackendRef(API, 80)),)
@@ -174,6 +176,23 @@ def test_a_port_s_own_policy_comes_before_the_service_s() -> None:
     found = mesh.index.traffic(API, DEFAULT)
     hosts = [p.tls.sni for p in (found.policy, found.at(80), found.at(90)) if p.tls]
     assert hosts == ["all.example", "all.example", "api.example"]
+
+
+def test_a_port_that_is_not_there_is_told() -> None:
+    """At its target alone; nothing is encrypted there, and it counts again once the port is."""
+    mesh = Mesh()
+    spec = tls_policy(target(sectionName="https"), target(sectionName="port-90"))
+    key = mesh.put("BackendTLSPolicy", spec)
+    status = mesh.index.status(key, lambda _: None)  # type: ignore[arg-type, return-value]
+    told = [p.conditions[0] for p in status.parents]
+    assert [(c.type, c.status, c.reason) for c in told] == [
+        ("Accepted", False, "TargetNotFound"),
+        ("Accepted", True, "Accepted"),
+    ]
+    assert "has no port named 'https'" in told[0].message
+    found = mesh.index.traffic(API, DEFAULT)
+    assert found.at(80).tls is None
+    assert found.at(90).tls is not None
 
 
 @pytest.mark.parametrize(

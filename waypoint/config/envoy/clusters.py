@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from mesh.model import Locality, Port
+from mesh.xds.types import CLUSTER, ENDPOINTS
 from waypoint.config.envoy.names import (
-    ASSIGNMENT,
-    CLUSTER,
     CONNECT_ORIGINATE,
     ORIGINAL_DST,
     TUNNEL,
@@ -18,6 +16,7 @@ from waypoint.config.envoy.names import (
     workload_name,
 )
 from waypoint.config.envoy.policies import cluster_fields
+from waypoint.config.locality import NOWHERE, Place, Preference, groups_of, preference_of
 from waypoint.config.model import Backend, BoundWorkload, Endpoint
 from waypoint.config.routing import BackendRef
 from waypoint.config.traffic import Subset, TrafficPolicy
@@ -27,14 +26,29 @@ Proto = dict[str, Any]
 
 def backend_dicts(backend: Backend) -> Iterator[tuple[str, str, Proto]]:
     """Yield (type, name, resource) of a service's clusters and assignments."""
+    for port in backend.service.ports:
+        for ref, _, policy in _parts(backend, port):
+            name = cluster_name(ref)
+            yield CLUSTER, name, cluster(name, port.app_protocol, policy)
+    for name, found in assignment_dicts(backend):
+        yield ENDPOINTS, name, found
+
+
+def assignment_dicts(backend: Backend, place: Place | None = None) -> Iterator[tuple[str, Proto]]:
+    """Yield (name, assignment) for the pods of a waypoint at a place.
+
+    Only those that depend on the place; None: all, for pods of which nothing is known.
+    """
     endpoints = dict(backend.endpoints)
     for port in backend.service.ports:
         here = endpoints.get(port.service_port, ())
         for ref, subset, policy in _parts(backend, port):
+            preference = preference_of(backend.service, policy)
+            if place is not None and (preference is None or not preference.keys):
+                continue
             name = cluster_name(ref)
             chosen = [e for e in here if subset is None or _has(e, subset)]
-            yield CLUSTER, name, cluster(name, port.app_protocol, policy)
-            yield ASSIGNMENT, name, assignment(name, chosen)
+            yield name, assignment(name, chosen, preference, place or NOWHERE)
 
 
 def _parts(
@@ -64,23 +78,26 @@ def cluster(name: str, protocol: int, policy: TrafficPolicy) -> Proto:
     }
 
 
-def assignment(name: str, endpoints: Iterable[Endpoint]) -> Proto:
+def assignment(
+    name: str,
+    endpoints: Iterable[Endpoint],
+    preference: Preference | None = None,
+    place: Place = NOWHERE,
+) -> Proto:
     """Build envoy.config.endpoint.v3.ClusterLoadAssignment of those endpoints that are ready."""
-    places: dict[Locality, list[Proto]] = defaultdict(list)
-    for endpoint in endpoints:
-        if endpoint.healthy:
-            places[endpoint.locality].append(lb_endpoint(endpoint))
-    groups = [
-        {"locality": _locality(place), "lb_endpoints": found}
-        if place != Locality()
-        else {"lb_endpoints": found}
-        for place, found in sorted(places.items(), key=lambda item: _order(item[0]))
-    ]
+    weighted = preference is not None and bool(preference.distribute)
+    groups = []
+    for group in groups_of((e for e in endpoints if e.healthy), preference, place):
+        found: Proto = (
+            {} if group.locality == Locality() else {"locality": _locality(group.locality)}
+        )
+        found["lb_endpoints"] = [lb_endpoint(e) for e in group.endpoints]
+        if weighted:  # else Envoy counts endpoints
+            found["load_balancing_weight"] = group.weight
+        if group.priority:
+            found["priority"] = group.priority
+        groups.append(found)
     return {"cluster_name": name, "endpoints": groups}
-
-
-def _order(place: Locality) -> tuple[str, str, str]:
-    return (place.region, place.zone, place.subzone)
 
 
 def _locality(place: Locality) -> Proto:

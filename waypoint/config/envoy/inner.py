@@ -13,6 +13,7 @@ from typing import Any, Final
 from mesh.model import Port
 from waypoint.config.envoy.encode import Packed
 from waypoint.config.envoy.names import (
+    CORS_ECHO,
     MAIN_INTERNAL,
     ORIGINAL_DST,
     chain_name,
@@ -111,6 +112,13 @@ def sniffing(http: Proto, tcp: Proto) -> Proto:
     }
 
 
+# Before cors, as answers pass filters the other way; routes that need it switch it on.
+_SWITCHED_ECHO: Final[Proto] = {
+    **extension(CORS_ECHO, "filters.http.header_mutation.v3.HeaderMutation"),
+    "disabled": True,
+}
+
+
 def http_chain(
     waypoint: Waypoint,
     name: str,
@@ -130,6 +138,7 @@ def http_chain(
         },
         http_filters=[
             *filters.http_filters(security),
+            _SWITCHED_ECHO,
             extension("envoy.filters.http.cors", "filters.http.cors.v3.Cors"),
             extension("envoy.filters.http.fault", "filters.http.fault.v3.HTTPFault"),
             {

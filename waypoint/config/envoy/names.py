@@ -9,15 +9,11 @@ from waypoint.config.routing import BackendRef
 CONNECT_TERMINATE: Final = "connect_terminate"  # listener: HBONE in
 MAIN_INTERNAL: Final = "main_internal"  # listener and cluster: where the tunnel's content goes
 CONNECT_ORIGINATE: Final = "connect_originate"  # listener and cluster: HBONE out
+CORS_ECHO: Final = "ambit.cors"  # HTTP filter: allow the headers that a preflight asks for
 OWN_CERTIFICATE: Final = "default"  # SDS
 ROOTS: Final = "ROOTCA"  # SDS
 TUNNEL: Final = "wp.tunnel"  # metadata namespace of endpoints
 ORIGINAL_DST: Final = "envoy.filters.listener.original_dst"
-
-CLUSTER: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-ASSIGNMENT: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-LISTENER: Final = "type.googleapis.com/envoy.config.listener.v3.Listener"
-ROUTES: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 
 
 def hostname(service: str) -> str:

@@ -33,7 +33,7 @@ def cluster_fields(policy: TrafficPolicy, protocol: int = 0) -> Proto:
     out: Proto = {
         "connect_timeout": _seconds(timeout),
         "circuit_breakers": _limits(policy),
-        "common_lb_config": _common(policy.outliers),
+        "common_lb_config": _common(policy),
         "transport_socket": _transport(policy.tls),
         "typed_extension_protocol_options": {
             _OPTIONS: {"@type": f"type.googleapis.com/{_OPTIONS}", **_http(policy, protocol)}
@@ -102,10 +102,13 @@ def hash_policy(policy: TrafficPolicy) -> list[Proto]:
     return [{"connection_properties": {"source_ip": True}}] if by.source_ip else []
 
 
-def _common(outliers: Outliers | None) -> Proto:
+def _common(policy: TrafficPolicy) -> Proto:
     # Endpoints that are not ready are never sent to, however few others are left.
-    least = outliers.min_health_percent if outliers is not None else None
-    return {"healthy_panic_threshold": {"value": least or 0}}
+    least = policy.outliers.min_health_percent if policy.outliers is not None else None
+    out: Proto = {"healthy_panic_threshold": {"value": least or 0}}
+    if policy.locality is not None and policy.locality.enabled and policy.locality.distribute:
+        out["locality_weighted_lb_config"] = {}
+    return out
 
 
 # ---- limits ----------------------------------------------------------------------------------

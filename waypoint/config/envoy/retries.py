@@ -4,6 +4,9 @@ A failed tunnel looks to a route like a connection that was reset, never like on
 made. So what is safe to retry by default is decided by the method: requests that may be
 repeated (RFC 9110, 9.2.2) are tried twice more on another endpoint, all others only where a route
 asks for it.
+
+A try that runs into a limit of its own is a reset to Envoy, too. So without `retry` a route's limit
+of tries is one of the whole request: a backend that is slow gets a request once, not three times.
 """
 
 from __future__ import annotations
@@ -18,6 +21,11 @@ DEFAULT_ATTEMPTS: Final = 2
 _CONDITIONS: Final = ("connect-failure", "refused-stream", "unavailable", "cancelled", "reset")
 _ASKED: Final = ("connect-failure", "refused-stream", "reset")  # beside the codes asked for
 _IDEMPOTENT: Final = "GET|HEAD|OPTIONS|TRACE|PUT|DELETE"
+# Further picks while what comes up has been tried (a microsecond each, all of them only where there
+# is no other endpoint). Of two endpoints of which one is dead, that one looks idle: LEAST_REQUEST
+# picks it 3 times in 4, so 0.75^(n + 1) of the retries meet it again. With 5, as Istio has it, 13 %
+# of the requests with one retry fail (measured, too), with 20 0.2 %, with 50 none in a million.
+_PICKS: Final = 50
 _HOSTS: Final[Proto] = {
     "retry_host_predicate": [
         {
@@ -28,7 +36,15 @@ _HOSTS: Final[Proto] = {
             },
         }
     ],
-    "host_selection_retry_max_attempts": "5",
+    "host_selection_retry_max_attempts": str(_PICKS),
+}
+_PREVIOUS: Final = "envoy.extensions.retry.priority.previous_priorities.v3"
+_PLACES: Final[Proto] = {
+    "name": "envoy.retry_priorities.previous_priorities",
+    "typed_config": {
+        "@type": f"type.googleapis.com/{_PREVIOUS}.PreviousPrioritiesConfig",
+        "update_frequency": 2,  # tries, as Istio has it
+    },
 }
 
 
@@ -37,10 +53,18 @@ def seconds(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") + "s"
 
 
+def whole_timeout(
+    timeout: float | None, backend_timeout: float | None, retry: Retry | None
+) -> float:
+    """Say how long a request may take with all its tries, in seconds; 0 is without limit."""
+    limits = (timeout, backend_timeout if retry is None else None)
+    return min((limit for limit in limits if limit), default=0.0)
+
+
 def retry_policy(retry: Retry | None, backend_timeout: float | None) -> Proto:
     """Build the policy; {} where nothing is retried and tries have no limit."""
     if retry is None:
-        out: Proto = {
+        return {
             "retry_on": ",".join(_CONDITIONS),
             "num_retries": DEFAULT_ATTEMPTS,
             "retriable_request_headers": [
@@ -48,12 +72,9 @@ def retry_policy(retry: Retry | None, backend_timeout: float | None) -> Proto:
             ],
             **_HOSTS,
         }
-    elif retry.attempts:
-        out = _asked(retry)
-    else:
-        out = {}
+    out: Proto = _asked(retry) if retry.attempts else {}
     limit = backend_timeout
-    if retry is not None and retry.per_try_timeout is not None:
+    if retry.per_try_timeout is not None:
         limit = min(retry.per_try_timeout, limit or retry.per_try_timeout)
     if limit:
         out["per_try_timeout"] = seconds(limit)
@@ -78,4 +99,6 @@ def _asked(retry: Retry) -> Proto:
         }
     if retry.other_hosts:
         out |= _HOSTS
+    if retry.other_places:
+        out["retry_priority"] = _PLACES
     return out

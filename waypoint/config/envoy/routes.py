@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from mesh.model import Port
 from waypoint.config.envoy.matches import redirect, rewrite, route_match, string_match
-from waypoint.config.envoy.names import cluster_name, route_name, workload_name
+from waypoint.config.envoy.names import CORS_ECHO, cluster_name, route_name, workload_name
 from waypoint.config.envoy.policies import hash_policy
-from waypoint.config.envoy.retries import retry_policy, seconds
+from waypoint.config.envoy.retries import retry_policy, seconds, whole_timeout
 from waypoint.config.model import Bound, BoundWorkload
 from waypoint.config.routing import (
     BackendRef,
@@ -116,7 +116,7 @@ def _answer(code: int, body: str) -> Proto:
 
 def _action(rule: HttpRule, hashed: list[Proto]) -> Proto:
     action: Proto = {
-        "timeout": seconds(rule.timeout or 0.0),
+        "timeout": seconds(whole_timeout(rule.timeout, rule.backend_timeout, rule.retry)),
         "cluster_not_found_response_code": (
             "SERVICE_UNAVAILABLE" if rule.match.grpc else "INTERNAL_SERVER_ERROR"
         ),
@@ -209,11 +209,31 @@ def _per_filter(rule: HttpRule) -> Proto:
     out: Proto = {}
     if rule.cors is not None:
         out["envoy.filters.http.cors"] = _cors(rule.cors)
+        if rule.cors.echo_headers:
+            out[CORS_ECHO] = _ECHO
     if rule.fault is not None:
         out["envoy.filters.http.fault"] = _fault(rule.fault)
     if rule.session is not None:
         out["envoy.filters.http.stateful_session"] = _session(rule.session)
     return out
+
+
+_ECHO: Final[Proto] = {
+    "@type": f"{_T}.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+    "mutations": {
+        "response_mutations": [
+            {
+                "append": {
+                    "header": {
+                        "key": "access-control-allow-headers",
+                        "value": "%REQ(access-control-request-headers)%",
+                    },
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                }
+            }
+        ]
+    },
+}
 
 
 def _cors(cors: Cors) -> Proto:

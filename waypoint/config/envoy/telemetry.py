@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from waypoint.config.access_logs import Comparison
 from waypoint.config.envoy.names import TUNNEL
 from waypoint.config.envoy.tunnels import extension, text
 from waypoint.config.model import Waypoint
@@ -150,25 +151,59 @@ _HTTP: Final = {
 def _written(
     waypoint: Waypoint, service: tuple[str, str], fields: dict[str, str], only: str = ""
 ) -> list[Proto]:
-    """The access log proper, to standard output, if the waypoint writes one."""
-    if not waypoint.access_log:
-        return []
+    """The access logs proper, to standard output. `only`: the moment of a TCP connection.
+
+    What has no status code passes no filter.
+    """
     all_fields = {**fields, "service": service[0] or "-"}
-    if waypoint.access_log == "json":
-        form: Proto = {"json_format": all_fields}
-    else:
-        form = text(" ".join(f"{k}={_quoted(k, v)}" for k, v in all_fields.items()) + "\n")
-    logger = extension(
-        "envoy.access_loggers.stdout", "access_loggers.stream.v3.StdoutAccessLog", log_format=form
-    )
-    if only:
-        logger["filter"] = {"log_type_filter": {"types": [only]}}
-    return [logger]
+    out = []
+    for log in waypoint.access_logs:
+        if only and log.filter:
+            continue
+        form: Proto = {"json_format": all_fields} if log.json else text(_line(all_fields))
+        logger = extension(
+            "envoy.access_loggers.stdout",
+            "access_loggers.stream.v3.StdoutAccessLog",
+            log_format=form,
+        )
+        if only:
+            logger["filter"] = {"log_type_filter": {"types": [only]}}
+        elif log.filter:
+            logger["filter"] = _any([_all([_compared(c) for c in part]) for part in log.filter])
+        out.append(logger)
+    return out
 
 
-# What a caller or a peer writes may hold spaces: in quotes, which Envoy's values never contain raw.
-_FREE: Final = frozenset({"path", "user_agent", "failure", "authority"})
+def _any(filters: list[Proto]) -> Proto:
+    return filters[0] if len(filters) == 1 else {"or_filter": {"filters": filters}}
 
 
-def _quoted(name: str, value: str) -> str:
-    return f'"{value}"' if name in _FREE else value
+def _all(filters: list[Proto]) -> Proto:
+    return filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}}
+
+
+def _compared(comparison: Comparison) -> Proto:
+    """Build an envoy.config.accesslog.v3.AccessLogFilter."""
+    name, more = _OPS[comparison[0]]
+    value = {"default_value": comparison[1] + more, "runtime_key": "ambit.access_log"}  # never set
+    return {"status_code_filter": {"comparison": {"op": name, "value": value}}}
+
+
+# Envoy compares by EQ, NE, GE and LE only: the others by the next whole number.
+_OPS: Final = {
+    "==": ("EQ", 0),
+    "!=": ("NE", 0),
+    ">=": ("GE", 0),
+    "<=": ("LE", 0),
+    ">": ("GE", 1),
+    "<": ("LE", -1),
+}
+# What a caller or a peer writes may hold spaces and quotes, which Envoy writes as they are: such
+# values come last, so that whatever they imitate, the first field of a name is the true one.
+_FREE: Final = ("authority", "path", "user_agent", "request_id", "failure")
+
+
+def _line(fields: dict[str, str]) -> str:
+    sure = [f"{name}={value}" for name, value in fields.items() if name not in _FREE]
+    free = [f'{name}="{fields[name]}"' for name in _FREE if name in fields]
+    return " ".join([*sure, *free]) + "\n"

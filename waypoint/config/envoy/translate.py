@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from waypoint.config.envoy.clusters import backend_dicts, pod_dicts
+from mesh.xds.types import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from waypoint.config.envoy.clusters import assignment_dicts, backend_dicts, pod_dicts
 from waypoint.config.envoy.inner import (
     Piece,
     main_internal,
@@ -17,14 +18,7 @@ from waypoint.config.envoy.inner import (
     pod_chains,
     service_chains,
 )
-from waypoint.config.envoy.names import (
-    CLUSTER,
-    CONNECT_ORIGINATE,
-    CONNECT_TERMINATE,
-    LISTENER,
-    MAIN_INTERNAL,
-    ROUTES,
-)
+from waypoint.config.envoy.names import CONNECT_ORIGINATE, CONNECT_TERMINATE, MAIN_INTERNAL
 from waypoint.config.envoy.pack import pack
 from waypoint.config.envoy.routes import pod_route_configuration, route_configuration
 from waypoint.config.envoy.tunnels import (
@@ -33,6 +27,7 @@ from waypoint.config.envoy.tunnels import (
     internal_cluster,
     originate_cluster,
 )
+from waypoint.config.locality import NOWHERE, Place
 from waypoint.config.model import Backend, Bound, BoundWorkload, Waypoint
 
 Resources = Mapping[str, Mapping[str, bytes]]  # type URL: name: packed
@@ -44,6 +39,11 @@ def backend_resources(backend: Backend) -> Resources:
     for type_url, name, resource in backend_dicts(backend):
         out[type_url][name] = pack(type_url, resource)
     return out
+
+
+def placed_resources(backend: Backend, place: Place) -> Resources:
+    """Assignments of a service as pods of a waypoint at a place see them, where that counts."""
+    return {ENDPOINTS: {n: pack(ENDPOINTS, a) for n, a in assignment_dicts(backend, place)}}
 
 
 def bound_resources(waypoint: Waypoint, bound: Bound) -> tuple[Piece, Resources]:
@@ -87,8 +87,9 @@ def waypoint_resources(
     bound: Sequence[Bound],
     backends: Sequence[Backend],
     workloads: Sequence[BoundWorkload] = (),
+    place: Place = NOWHERE,
 ) -> Resources:
-    """Everything, at once."""
+    """Everything, at once, for pods of the waypoint at a place."""
     out: dict[str, dict[str, bytes]] = defaultdict(dict)
     pieces: list[Piece] = []
 
@@ -98,6 +99,7 @@ def waypoint_resources(
 
     for backend in backends:
         take(backend_resources(backend))
+        take(placed_resources(backend, place) if place else {})
     for service in bound:
         piece, found = bound_resources(waypoint, service)
         pieces.append(piece)

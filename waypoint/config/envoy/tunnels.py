@@ -190,15 +190,14 @@ def connect_terminate(waypoint: Waypoint) -> Proto:
         require_client_certificate=True,
         common_tls_context=_tls(waypoint),
     )
-    listener: Proto = {
+    return {
         "name": CONNECT_TERMINATE,
         "address": _address("0.0.0.0"),
+        # The agent takes it out where the machine has no IPv6.
+        "additional_addresses": [{"address": _address("::")}],
         "connection_balance_config": {"exact_balance": {}},  # HBONE connections are few and long
         "filter_chains": [{"filters": [manager], "transport_socket": tls}],
     }
-    if waypoint.ipv6:
-        listener["additional_addresses"] = [{"address": _address("::")}]
-    return listener
 
 
 def connect_originate(waypoint: Waypoint) -> Proto:

@@ -7,9 +7,10 @@ namespace are a consumer's and are for that namespace's callers, who then have n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from mesh.manifest import Key
 from mesh.model import Port, Service
@@ -37,6 +38,7 @@ from waypoint.config.routing import (
     TcpRule,
     WeightedBackend,
 )
+from waypoint.config.status import listed
 
 # istio.workload.AppProtocol: 0 unknown (found out by looking), 1 HTTP/1.1, 2 HTTP/2, 3 gRPC, 4 TCP,
 # 5 TLS.
@@ -70,7 +72,8 @@ class Attached:
     # Of each route: the ports that it counts at, and those where another kind counts instead.
     counting: dict[Key, set[int]] = field(default_factory=dict)
     losing: dict[Key, dict[int, str]] = field(default_factory=dict)
-    producers: dict[int, set[str]] = field(default_factory=dict)  # names, by port
+    cut: dict[Key, Counter[int]] = field(default_factory=dict)  # rules beyond MAX_RULES, by port
+    producers: dict[int, str] = field(default_factory=dict)  # names (a few of them), by port
 
 
 def allows(kind: str, protocol: int) -> bool:
@@ -163,7 +166,7 @@ class _Binder:
                         match = replace(match, source_namespaces=(namespace,))
                     found.append((order, replace(rule, match=match)))
         found.sort(key=lambda item: item[0])
-        return [rule for _, rule in found[:MAX_RULES]]
+        return [rule for _, rule in found]
 
     def l4(self, routes: Sequence[Route], namespace: str) -> list[TcpRule]:
         """Bind the rules of TLSRoutes or TCPRoutes; a TLSRoute's exact names come first."""
@@ -181,7 +184,7 @@ class _Binder:
                     order = (sni.startswith("*"), -len(sni), route.age, number)
                     found.append((order, rule))
         found.sort(key=lambda item: item[0])
-        return [rule for _, rule in found[:MAX_RULES]]
+        return [rule for _, rule in found]
 
     # ---- what is there without routes --------------------------------------------------------
 
@@ -242,6 +245,16 @@ def _nothing_else(origin: Key, namespace: str) -> HttpRule:
     )
 
 
+_Rule = TypeVar("_Rule", HttpRule, TcpRule)
+
+
+def _bounded(rules: list[_Rule], port: int, out: Attached) -> list[_Rule]:
+    """Keep the first MAX_RULES of a group, and note whose the others are."""
+    for rule in rules[MAX_RULES:]:
+        out.cut.setdefault(rule.origin, Counter())[port] += 1
+    return rules[:MAX_RULES]
+
+
 def _at_port(
     port: Port, binder: _Binder, producers: _Group, consumers: Mapping[str, _Group], out: Attached
 ) -> Routes:
@@ -252,20 +265,20 @@ def _at_port(
     for namespace, group in sorted(consumers.items()):
         kind, chosen = _winners(number, group, out)
         if kind in _HTTP_KINDS:
-            http += binder.http(chosen, namespace)
+            http += _bounded(binder.http(chosen, namespace), number, out)
             http.append(_nothing_else(chosen[0].key, namespace))
         elif kind:
-            tcp += binder.l4(chosen, namespace)
+            tcp += _bounded(binder.l4(chosen, namespace), number, out)
             tcp.append(TcpRule(chosen[0].key, "none", source_namespaces=(namespace,)))
     kind, chosen = _winners(number, producers, out)
     if chosen:
-        out.producers[number] = {str(route.key) for route in chosen}
+        out.producers[number] = listed({str(route.key) for route in chosen})
     if kind in _HTTP_KINDS:
-        http += binder.http(chosen, "")
+        http += _bounded(binder.http(chosen, ""), number, out)
     elif http or (binder.has_session and allows(HTTP_ROUTE, port.app_protocol)):
         http.append(binder.default_http(number))
     if kind in (TLS_ROUTE, TCP_ROUTE):
-        tcp += binder.l4(chosen, "")
+        tcp += _bounded(binder.l4(chosen, ""), number, out)
     elif tcp:
         tcp.append(binder.default_tcp(number))
     return Routes(tuple(http) or None, tuple(tcp) or None)

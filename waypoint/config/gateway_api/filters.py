@@ -186,17 +186,19 @@ def _read_cors(f: Fields) -> Cors:
     if credentials:  # then a star would be a name like any other to browsers
         if "*" in lists["allowMethods"]:
             lists["allowMethods"] = _METHODS
-        if "*" in lists["allowHeaders"] or "*" in lists["exposeHeaders"]:
-            f.bad("allowHeaders", "* does not go with allowCredentials: name the headers")
+        # What a backend answers with is not known beforehand: only named headers are shown.
+        lists["exposeHeaders"] = tuple(t for t in lists["exposeHeaders"] if t != "*")
+    echo = credentials and "*" in lists["allowHeaders"]
     f.done()
     return Cors(
         origins=tuple(origins),
         methods=lists["allowMethods"],
-        request_headers=lists["allowHeaders"],
+        request_headers=() if echo else lists["allowHeaders"],
         expose_headers=lists["exposeHeaders"],
         max_age=_CORS_AGE if age is None else age,
         credentials=credentials,
         forward_unmatched=False,
+        echo_headers=echo,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from mesh.manifest import Key
 from mesh.model import Service
+from waypoint.config import regex
 from waypoint.config.gateway_api.attach import Attached, attach
 from waypoint.config.gateway_api.policies import (
     GRANT,
@@ -73,7 +74,8 @@ class GatewayApiIndex:
         return frozenset()
 
     def _put_route(self, key: Key, obj: Mapping[str, Any] | None) -> frozenset[str]:
-        new = None if obj is None else read_route(key, obj, self._domain)
+        with regex.budget():
+            new = None if obj is None else read_route(key, obj, self._domain)
         old = self._routes.pop(key, None)
         touched = set()
         for route, change in ((old, _discard), (new, _add)):
@@ -159,8 +161,7 @@ class GatewayApiIndex:
 
     def taken(self, service: str) -> dict[int, str]:
         """Say which ports have routes for all callers, and whose: others do not count there."""
-        producers = self.attached(service).producers
-        return {port: ", ".join(sorted(names)) for port, names in producers.items()}
+        return self.attached(service).producers
 
     def traffic(self, service: str, base: ServiceTraffic) -> ServiceTraffic:
         """Fill in what policies say of a service where a DestinationRule leaves it open."""

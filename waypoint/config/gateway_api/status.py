@@ -12,14 +12,19 @@ from typing import Any, Final, Protocol
 from mesh.findings import Condition
 from mesh.manifest import Key
 from mesh.model import Service
-from waypoint.config.gateway_api.attach import Attached, Catalogue, allows, check, ports_of
+from waypoint.config.gateway_api.attach import (
+    MAX_RULES,
+    Attached,
+    Catalogue,
+    allows,
+    check,
+    ports_of,
+)
 from waypoint.config.gateway_api.policies import TLS_POLICY, Policy, PolicyTarget
 from waypoint.config.gateway_api.templates import Parent, Problem, Route
 from waypoint.config.reading import Report
-from waypoint.config.status import ParentStatus, Status
+from waypoint.config.status import ParentStatus, Status, joined, listed
 
-_MAX_MESSAGE: Final = 4096
-_MAX_NAMES: Final = 8
 _NOT_BOUND: Final = (
     "no waypoint serves it: label the Service (or its Namespace) istio.io/use-waypoint; until then"
     " the route has no effect"
@@ -37,20 +42,9 @@ class Served(Protocol):
 State = Callable[[str], Served]
 
 
-def _text(parts: Iterable[str]) -> str:
-    message = "; ".join(dict.fromkeys(p for p in parts if p))
-    return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
-
-
 def _notes(report: Report) -> list[str]:
     more = [f"and {report.left_out} more findings"] if report.left_out else []
     return [*report.invalid, *report.unsupported, *more]
-
-
-def _names(found: Iterable[str]) -> str:
-    values = sorted(found)
-    more = len(values) - _MAX_NAMES
-    return ", ".join(values[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 # ---- routes ------------------------------------------------------------------------------------
@@ -98,17 +92,17 @@ def _accepted(
     if problem is None and not route.usable:
         reason = "IncompatibleFilters" if route.incompatible else "UnsupportedValue"
         problem = Problem(
-            reason, _text(["no rule can be used", *route.dropped, *_notes(route.report)])
+            reason, joined(["no rule can be used", *route.dropped, *_notes(route.report)])
         )
     if problem is None and attached is not None and route.key not in attached.counting:
         losing = attached.losing.get(route.key, {})
-        kinds = _names(set(losing.values()))
+        kinds = listed(set(losing.values()))
         problem = Problem("Conflicted", f"{kinds} is attached to the same ports and counts alone")
     if problem is not None:
         return Condition("Accepted", False, problem.reason, problem.message)
     lost = attached.losing.get(route.key, {}) if attached is not None else {}
     limits = [f"on port {port} a {kind} counts instead" for port, kind in sorted(lost.items())]
-    message = _text(["attached to the service", *limits, *_notes(route.report)])
+    message = joined(["attached to the service", *limits, *_notes(route.report)])
     return Condition("Accepted", True, "Accepted", message)
 
 
@@ -117,7 +111,7 @@ def _resolved(route: Route, catalogue: Catalogue) -> Condition:
     problems += [p for ref in route.references if (p := check(ref, route, catalogue)) is not None]
     if not problems:
         return Condition("ResolvedRefs", True, "ResolvedRefs", "all references are there")
-    return Condition("ResolvedRefs", False, problems[0].reason, _text(p.message for p in problems))
+    return Condition("ResolvedRefs", False, problems[0].reason, joined(p.message for p in problems))
 
 
 def status_of_route(
@@ -134,8 +128,14 @@ def status_of_route(
         here = attached(parent.service) if known else None
         accepted = _accepted(parent, route, catalogue, here)
         conditions = [accepted, resolved]
-        if accepted.status and route.dropped:
-            message = _text(f"Dropped Rule {text}" for text in route.dropped)
+        cut: Mapping[int, int] = here.cut.get(route.key, {}) if here is not None else {}
+        if accepted.status and (route.dropped or cut):
+            beyond = (
+                f"{count} matches are left out on port {port} of {parent.service}: more specific or"
+                f" older ones are {MAX_RULES} already, which is the most"
+                for port, count in sorted(cut.items())
+            )
+            message = joined([*(f"Dropped Rule {text}" for text in route.dropped), *beyond])
             conditions.append(Condition("PartiallyInvalid", True, "UnsupportedValue", message))
         if accepted.status:
             conditions.append(_waypoints(state(parent.service).bound))
@@ -146,27 +146,41 @@ def status_of_route(
 def _waypoints(bound: tuple[str, ...]) -> Condition:
     kind = "ResolvedWaypoints"
     if bound:
-        return Condition(kind, True, kind, f"in effect at {_names(bound)}")
+        return Condition(kind, True, kind, f"in effect at {listed(bound)}")
     return Condition(kind, False, "NoWaypoint", _NOT_BOUND)
 
 
 # ---- policies ----------------------------------------------------------------------------------
 
 
+def _has_port(target: PolicyTarget, service: Service, catalogue: Catalogue) -> bool:
+    return any(
+        catalogue.port_name(service.key, p.service_port) == target.section for p in service.ports
+    )
+
+
 def _policy_accepted(
-    policy: Policy, target: PolicyTarget, service: Service | None, older: Key | None
+    policy: Policy, target: PolicyTarget, catalogue: Catalogue, older: Key | None
 ) -> Condition:
+    service = catalogue.service(target.service)
     if target.problem is not None:
         return Condition("Accepted", False, target.problem.reason, target.problem.message)
     if service is None:
         return Condition(
             "Accepted", False, "TargetNotFound", f"there is no Service {target.service}"
         )
+    named = policy.key.kind == TLS_POLICY and target.section
+    if named and not _has_port(target, service, catalogue):
+        text = f"sectionName: {target.service} has no port named {target.section!r}"
+        return Condition("Accepted", False, "TargetNotFound", text)
     if policy.report.invalid:
-        return Condition("Accepted", False, "Invalid", _text(_notes(policy.report)))
+        return Condition("Accepted", False, "Invalid", joined(_notes(policy.report)))
     if older is not None:
         return Condition("Accepted", False, "Conflicted", f"{older} is older and counts")
-    message = _text([f"in effect for {target.service}", *_notes(policy.report)])
+    said = [f"in effect for {target.service}"]
+    if policy.session is not None:
+        said.append("sessions only by rules that send to it alone, not by those that split")
+    message = joined([*said, *_notes(policy.report)])
     return Condition("Accepted", True, "Accepted", message)
 
 
@@ -180,8 +194,7 @@ def status_of_policy(
     """Sum up what became of a policy at each of its targets; `ca`: what is wrong with its CA."""
     parents = []
     for target in policy.targets:
-        service = catalogue.service(target.service)
-        accepted = _policy_accepted(policy, target, service, older(policy, target))
+        accepted = _policy_accepted(policy, target, catalogue, older(policy, target))
         conditions = [accepted]
         if policy.key.kind == TLS_POLICY:
             if accepted.status and not has_ca:

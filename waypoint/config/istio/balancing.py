@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from waypoint.config.reading import Fields
+from waypoint.config.reading import Fields, show
 from waypoint.config.traffic import Balancing, ConsistentHash, LocalityBalancing
 
 # Envoy's bounds (config.cluster.v3.Cluster.RingHashLbConfig, MaglevLbConfig).
@@ -13,6 +14,12 @@ _MAX_RING: Final = 8 * 1024 * 1024
 _MAX_TABLE: Final = 5_000_011
 _MAX_NAME: Final = 256
 _MAX_PLACES: Final = 256
+_MAX_LABELS: Final = 24  # of five distances each: Envoy has 128 priorities
+_PLACES: Final = frozenset(
+    {"topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone"}
+)
+# A label's key with its domain, and its value (Kubernetes' labels.IsQualifiedName, loosely).
+_LABEL: Final = re.compile(r"[A-Za-z0-9./_-]{1,317}(=[A-Za-z0-9._-]{0,63})?")
 
 _SIMPLE: Final[dict[str, Balancing]] = {
     "LEAST_CONN": "least_request",
@@ -32,6 +39,15 @@ class Balance:
     hash: ConsistentHash | None = None
     warmup: float | None = None
     locality: LocalityBalancing | None = None
+    path: str = field(default="", compare=False)  # of the loadBalancer
+
+    @property
+    def fails_over(self) -> bool:
+        """Say whether it has what works by outlierDetection only."""
+        found = self.locality
+        return (
+            found is not None and found.enabled and bool(found.failover + found.failover_priority)
+        )
 
 
 def _is_prime(n: int) -> bool:
@@ -98,47 +114,99 @@ def _is_place(text: str) -> bool:
     return 1 <= len(parts) <= 3 and all(p and "*" not in p for p in body)
 
 
-def _read_distribute(f: Fields) -> tuple[str, tuple[tuple[str, int], ...]] | None:
-    origin, to = f.text("from"), f.mapping("to")
-    weights = {name: to.integer(name, 1, 100) for name in to.names()} if to else {}
-    f.done()
-    for place in (origin, *weights):
+def _overlap(a: str, b: str) -> bool:
+    """Say whether some place is both; what is left out is any."""
+    pairs = zip(a.split("/"), b.split("/"), strict=False)
+    return all(x == y or "*" in (x, y) for x, y in pairs)
+
+
+def _read_shares(f: Fields) -> tuple[tuple[str, int], ...] | None:
+    """Read `to`: places and their weights; None if any of them is wrong, which is then said."""
+    to = f.mapping("to")
+    if to is None or not to.value:
+        if to is None or to.sound:
+            f.bad("to", "must have places and their weights")
+        return None
+    shares: dict[str, int] = {}
+    for place in sorted(to.names()):
+        weight = to.integer(place, 1, 100)
+        other = next((p for p in shares if _overlap(p, place)), None)
         if not _is_place(place):
-            f.report.bad(f.path, f"{place[:80]!r} is not a place (region/zone/*)")
-            return None
-    shares = tuple((place, w) for place, w in sorted(weights.items()) if w is not None)
-    if sum(w for _, w in shares) != 100:
-        f.bad("to", "weights must add up to 100")
+            f.bad("to", f"{show(place)} is not a place (region/zone/*)")
+        elif other is not None:
+            f.bad("to", f"{show(place)} and {show(other)} have places in common")
+        elif weight is not None:
+            shares[place] = weight
+    if len(shares) < len(to.names()):
         return None
-    return origin, shares
+    if sum(shares.values()) != 100:
+        f.bad("to", f"weights must add up to 100, not {sum(shares.values())}")
+        return None
+    return tuple(shares.items())
 
 
-def _read_failover(f: Fields) -> tuple[str, str] | None:
-    origin, to = f.text("from"), f.text("to")
-    f.done()
-    if not origin or not to or origin == to or "/" in origin + to or "*" in origin + to:
-        f.report.bad(f.path, "from and to must be two different regions")
-        return None
-    return origin, to
+def _read_distribute(setting: Fields) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
+    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    for f in setting.each("distribute"):
+        origin, shares = f.text("from"), _read_shares(f)
+        f.done()
+        other = next((p for p in found if _overlap(p, origin)), None)
+        if not _is_place(origin):
+            f.bad("from", f"{show(origin)} is not a place (region/zone/*)")
+        elif other is not None:
+            f.bad("from", f"{show(origin)} and {show(other)} have places in common: not used")
+        elif shares is not None:
+            found[origin] = shares
+    return tuple(found.items())
+
+
+def _read_failover(setting: Fields) -> tuple[tuple[str, str], ...]:
+    found: dict[str, str] = {}
+    for f in setting.each("failover"):
+        origin, to = f.text("from"), f.text("to")
+        f.done()
+        if not origin or not to or origin == to or "/" in origin + to or "*" in origin + to:
+            f.report.bad(f.path, "from and to must be two different regions")
+        elif origin in found:
+            f.bad("from", f"{show(origin)} fails over to {show(found[origin])} already: not used")
+        else:
+            found[origin] = to
+    return tuple(found.items())
+
+
+def _read_priority(setting: Fields) -> tuple[str, ...]:
+    found: dict[str, str] = {}
+    for path, text in setting.items("failoverPriority"):
+        label = text.partition("=")[0] if isinstance(text, str) else ""
+        if not isinstance(text, str) or not _LABEL.fullmatch(text):
+            setting.report.bad(path, f"{show(text)} is neither a label nor label=value")
+        elif label in found:
+            setting.report.bad(path, f"{show(label)} is there already: not used")
+        else:
+            found[label] = text
+    return tuple(found.values())
 
 
 def _read_locality(f: Fields) -> LocalityBalancing:
     enabled = f.boolean("enabled")
-    distribute = [d for entry in f.each("distribute") if (d := _read_distribute(entry))]
-    failover = [r for entry in f.each("failover") if (r := _read_failover(entry))]
-    priority = f.texts("failoverPriority")
-    if distribute and (failover or priority):
-        f.report.bad(f.path, "set distribute or failover, not both: distribute is used")
-        failover, priority = [], ()
-    for what in (distribute, failover, priority):
-        if len(what) > _MAX_PLACES:
-            f.report.bad(f.path, f"more than {_MAX_PLACES} entries: the rest is not used")
+    distribute, failover, priority = _read_distribute(f), _read_failover(f), _read_priority(f)
     f.done()
+    if distribute:
+        for name, there in (("failover", failover), ("failoverPriority", priority)):
+            if there:
+                f.bad(name, "not both: beside distribute it is not used")
+        failover, priority = (), ()
+    if failover and any(text.partition("=")[0] in _PLACES for text in priority):
+        f.bad("failover", "not both: beside labels of places in failoverPriority it is not used")
+        failover = ()
+    for what, most in ((distribute, _MAX_PLACES), (failover, _MAX_PLACES), (priority, _MAX_LABELS)):
+        if len(what) > most:
+            f.report.bad(f.path, f"more than {most} entries: the rest is not used")
     return LocalityBalancing(
         enabled=enabled is not False,
-        distribute=tuple(distribute[:_MAX_PLACES]),
-        failover=tuple(failover[:_MAX_PLACES]),
-        failover_priority=priority[:_MAX_PLACES],
+        distribute=distribute[:_MAX_PLACES],
+        failover=failover[:_MAX_PLACES],
+        failover_priority=priority[:_MAX_LABELS],
     )
 
 
@@ -172,9 +240,8 @@ def read_balance(f: Fields) -> Balance:
         hash=f.inner("consistentHash", _read_hash),
         warmup=warmup,
         locality=f.inner("localityLbSetting", _read_locality),
+        path=f.path,
     )
-    if found.locality is not None and found.locality.enabled:
-        f.skip("has no effect yet: all localities are used alike", "localityLbSetting")
     if warmup is not None and (hashed or simple == "RANDOM"):
         f.skip(
             "has no effect: only ROUND_ROBIN and LEAST_REQUEST can warm up",

@@ -7,7 +7,7 @@ in `compose`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +26,10 @@ _MAX_SUBSETS: Final = 1000
 _NO_SELECTOR: Final = (
     "spec.workloadSelector: rules for some callers only are not supported at a waypoint, where"
     " all callers meet: the rule is not in effect"
+)
+_NO_OUTLIERS: Final = (
+    "failover needs outlierDetection beside loadBalancer, which tells what is lost: without it all"
+    " places are used alike"
 )
 
 Secrets = Callable[[str, str], Data | None]  # (namespace, name)
@@ -130,10 +134,10 @@ class _Builder:
         self._secrets = secrets
         self._reports = reports
 
-    def policy(self, blocks: Blocks, owners: Iterable[Key]) -> TrafficPolicy:
+    def policy(self, blocks: Blocks, owner: Key, balancing: Key | None = None) -> TrafficPolicy:
+        """Make a policy; its TLS is of `owner`, and its loadBalancer, if that is another's."""
         tls = None
         if blocks.tls is not None:
-            owner = next(iter(owners))
             name = blocks.tls.credential
             secret = self._secrets(owner.namespace, name) if name else None
             tls, why = resolve_tls(blocks.tls, secret)
@@ -141,6 +145,9 @@ class _Builder:
                 path, _, text = why.partition(": ")
                 self._reports[owner].bad(path, text)
         balance = blocks.balance or Balance()
+        if balance.fails_over and blocks.outliers is None:
+            path = f"{balance.path}.localityLbSetting"
+            self._reports[balancing or owner].skip(path, _NO_OUTLIERS)
         return TrafficPolicy(
             balancing=balance.balancing,
             hash=balance.hash,
@@ -186,9 +193,9 @@ def compose(
             first[part.name] = rule.key
             subsets[part.name] = _subset(part, base, (rule.key, base_owner), build)
     traffic = ServiceTraffic(
-        policy=build.policy(base.blocks, (base_owner,)),
+        policy=build.policy(base.blocks, base_owner),
         ports=tuple(
-            (n, build.policy(Blocks(budget=base.blocks.budget).under(own), (base_owner,)))
+            (n, build.policy(Blocks(budget=base.blocks.budget).under(own), base_owner))
             for n, own in base.ports
         ),
         subsets=tuple(sorted(subsets.values(), key=lambda s: s.name)),
@@ -207,7 +214,8 @@ def _subset(part: SubsetRule, base: Policy, owners: tuple[Key, Key], build: _Bui
         own, whole = (part.policy or Policy()).at(port)
         # A block of TLS names a Secret of the rule that it was written in.
         owner = owners[0] if own.tls is not None else owners[1]
-        return build.policy(below.under(own, whole=whole), (owner,))
+        balancing = owners[0] if own.balance is not None else owners[1]
+        return build.policy(below.under(own, whole=whole), owner, balancing)
 
     numbers = _port_numbers(base, part.policy)
     return Subset(part.name, part.labels, at(None), tuple((n, at(n)) for n in numbers))

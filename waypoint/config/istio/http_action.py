@@ -230,8 +230,6 @@ def read_retry(f: Fields) -> Retry | None:
     codes, words = _read_words(f)
     if not f.has("attempts"):
         f.report.skip(f.at("attempts"), "is not set, which means 0: nothing is tried again")
-    f.skip("not supported: other places are tried when this one has no endpoint left",
-           "retryRemoteLocalities")  # fmt: skip
     ignore = f.boolean("retryIgnorePreviousHosts")
     found = Retry(
         attempts=attempts or 0,
@@ -240,6 +238,7 @@ def read_retry(f: Fields) -> Retry | None:
         per_try_timeout=f.duration("perTryTimeout", zero=True) or None,
         backoff=f.duration("backoff"),
         other_hosts=ignore is not False,
+        other_places=f.boolean("retryRemoteLocalities") or False,
     )
     f.done()
     if f.has("attempts") and attempts is None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from mesh.manifest import Key
 from mesh.model import Service
+from waypoint.config import regex
 from waypoint.config.istio import hosts
 from waypoint.config.istio.destination_rule import (
     DestinationRule,
@@ -108,7 +109,8 @@ class IstioIndex:
         return self._forget(touched | self._sending_to(touched))
 
     def _put_virtual(self, key: Key, obj: Mapping[str, Any] | None) -> frozenset[str]:
-        new = None if obj is None else read_virtual_service(key, obj, self._domain)
+        with regex.budget():
+            new = None if obj is None else read_virtual_service(key, obj, self._domain)
         touched = self.served(key)
         old = self._virtual.pop(key, None)
         if old is not None:

@@ -7,7 +7,7 @@ False: nothing of it is, because of itself (Invalid), because its hosts are no s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -18,11 +18,9 @@ from waypoint.config.istio.destination_rule import DestinationRule
 from waypoint.config.istio.rules import Bindings
 from waypoint.config.istio.templates import VirtualService
 from waypoint.config.reading import Report
-from waypoint.config.status import Status
+from waypoint.config.status import Status, joined, listed
 from waypoint.config.traffic import ServiceTraffic
 
-_MAX_MESSAGE: Final = 4096
-_MAX_NAMES: Final = 8
 _NOT_BOUND: Final = (
     "no waypoint serves {}: label the Service (or its Namespace) istio.io/use-waypoint; node"
     " proxies do not read this kind"
@@ -71,22 +69,9 @@ class View(Protocol):
         """Say what a service's VirtualServices come to at a waypoint of a namespace."""
 
 
-def _names(found: Iterable[str]) -> str:
-    """List names, a few of them."""
-    values = sorted(found)
-    shown = ", ".join(values[:_MAX_NAMES])
-    more = len(values) - _MAX_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _text(parts: list[str]) -> str:
-    message = "; ".join(dict.fromkeys(p for p in parts if p))
-    return message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
-
-
 def _refused(reason: str, *parts: str) -> Status:
     """Say that nothing of an object is in effect."""
-    return Status((Condition(WAYPOINT_ACCEPTED, False, reason, _text(list(parts))),))
+    return Status((Condition(WAYPOINT_ACCEPTED, False, reason, joined(parts)),))
 
 
 def _judged(report: Report, accepted: str, *limits: str) -> Status:
@@ -99,7 +84,7 @@ def _judged(report: Report, accepted: str, *limits: str) -> Status:
     if not parts and not any(limits):
         return Status((Condition(WAYPOINT_ACCEPTED, True, "Accepted", accepted),))
     reason = "PartiallyInvalid" if parts or any(limits) else "Accepted"
-    message = _text([*limits, *parts, accepted])
+    message = joined([*limits, *parts, accepted])
     return Status((Condition(WAYPOINT_ACCEPTED, True, reason, message),))
 
 
@@ -128,8 +113,8 @@ def status_of_rule(rule: DestinationRule, view: View, state: State) -> Status:
             used.append(key)
             waypoints |= {*found.bound, *found.senders}
     if not used:
-        return _refused("AncestorNotBound", _NOT_BOUND.format(_names(counting)), *report.invalid)
-    return _judged(report, f"in effect for {_names(used)} at {_names(waypoints)}")
+        return _refused("AncestorNotBound", _NOT_BOUND.format(listed(counting)), *report.invalid)
+    return _judged(report, f"in effect for {listed(used)} at {listed(waypoints)}")
 
 
 def _why_passed_over(rule: DestinationRule, services: set[str], view: View) -> str:
@@ -138,12 +123,12 @@ def _why_passed_over(rule: DestinationRule, services: set[str], view: View) -> s
     if owner not in {*namespaces, root}:
         return (
             f"it is in namespace {owner}, and waypoints read the rules of a service's own namespace"
-            f" and of {root}: move it to that of {_names(services)}"
+            f" and of {root}: move it to that of {listed(services)}"
         )
     if not any(hosts.is_visible(rule.export, owner, ns) for ns in namespaces):
-        return f"spec.exportTo does not show it to the namespace of {_names(services)}"
+        return f"spec.exportTo does not show it to the namespace of {listed(services)}"
     counting = {str(other) for key in services for other in view.composed(key)[1]}
-    return f"closer or more specific rules count for its services: {_names(counting)}"
+    return f"closer or more specific rules count for its services: {listed(counting)}"
 
 
 # ---- VirtualService ----------------------------------------------------------------------------
@@ -160,7 +145,7 @@ def status_of_virtual(obj: VirtualService, view: View, state: State) -> Status:
         )
     services = view.served(obj.key)
     if not services:
-        return _refused("TargetNotFound", f"spec.hosts: there is no service {_names(names)}")
+        return _refused("TargetNotFound", f"spec.hosts: there is no service {listed(names)}")
     found = _Places()
     found.report.take(obj.report)
     for key in sorted(services):
@@ -168,7 +153,7 @@ def status_of_virtual(obj: VirtualService, view: View, state: State) -> Status:
     if not found.used:
         reason = "Invalid" if found.taken else "AncestorNotBound"
         return _refused(reason, *found.limits, *found.report.invalid)
-    return _judged(found.report, f"in effect for {_names(found.used)}", *found.limits)
+    return _judged(found.report, f"in effect for {listed(found.used)}", *found.limits)
 
 
 @dataclass(slots=True)
@@ -195,22 +180,22 @@ class _Places:
         if found.taken:
             self.taken.append(_taken(service, found))
         if not found.taken or any(set(b.ports) - set(found.taken) for b in here):
-            self.used.append(f"{service} at {_names(found.bound)}")
+            self.used.append(f"{service} at {listed(found.bound)}")
 
     @property
     def limits(self) -> list[str]:
         """Say where it is not in effect, and why."""
         said = list(self.taken)
         if self.unbound:
-            said.append(_NOT_BOUND.format(_names(self.unbound)))
+            said.append(_NOT_BOUND.format(listed(self.unbound)))
         if self.unseen:
-            said.append(_UNSEEN.format(_names(self.unseen)))
+            said.append(_UNSEEN.format(listed(self.unseen)))
         return said
 
 
 def _taken(key: str, state: ServiceState) -> str:
     routes, ports = set(state.taken.values()), sorted(state.taken)
     return (
-        f"{key}: {_names(routes)} is attached to port {', '.join(map(str, ports))} and counts there"
+        f"{key}: {listed(routes)} is attached to port {', '.join(map(str, ports))} and counts there"
         " alone: do not mix both kinds of routes"
     )

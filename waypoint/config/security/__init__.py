@@ -4,7 +4,7 @@ Objects are read into values (`index`), the values of what covers a service or w
 Security, and that becomes filters of its chain in Envoy (`filters`).
 """
 
-from waypoint.config.security.bypass import bypass_policy
+from waypoint.config.security.bypass import bypass_policy, workload_bypass_policy
 from waypoint.config.security.index import SecurityIndex, TargetState
 from waypoint.config.security.jwks import Jwks
 from waypoint.config.security.model import OPEN, Provider, Security, Target
@@ -20,4 +20,5 @@ __all__ = [
     "TargetState",
     "bypass_policy",
     "read_providers",
+    "workload_bypass_policy",
 ]

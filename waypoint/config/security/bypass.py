@@ -1,7 +1,8 @@
-"""What makes the pods of a protected service refuse whoever does not come by its waypoint."""
+"""What makes protected pods refuse whoever does not come by their waypoint."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -30,4 +31,24 @@ def bypass_policy(
         scope=Scope.WORKLOAD_SELECTOR,
         action=Action.DENY,
         rules=(rule,),
+    )
+
+
+def workload_bypass_policy(
+    namespace: str, waypoint: str, passing: Iterable[SpiffeId]
+) -> Authorization:
+    """Write the policy for pods whose own traffic passes a waypoint, whatever port it is to.
+
+    `passing`: that waypoint, and those of the pod's services; pods with the same ones share it.
+    """
+    principals = sorted({w.principal for w in passing})
+    mark = hashlib.sha256("\n".join(principals).encode()).hexdigest()[:12]
+    others = Match(not_principals=tuple(StringMatch("exact", p) for p in principals))
+    everybody = Match(not_destination_ports=(0,))  # there is no such port
+    return Authorization(
+        name=f"{_PREFIX}workloads_{waypoint}_{mark}",
+        namespace=namespace,
+        scope=Scope.WORKLOAD_SELECTOR,
+        action=Action.DENY,
+        rules=(Rule((Clause((others if principals else everybody,)),)),),
     )
