@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -130,7 +130,8 @@ class SecondAct:
         say(f"   90/10:  {summary(before)}")
         words = ["python3", "-c", _LOAD, "/", "2.5", "0"]
         shifted = Counter[str]()
-        with _Background(lambda: self.lab.exec(self._client("frontend"), words)) as running:
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(self.lab.exec, self._client("frontend"), words)
             time.sleep(0.8)
             self.lab.apply([EXAMPLES / "canary-100.yaml"])
             shifted.update(json.loads(running.result().stdout))
@@ -240,23 +241,3 @@ def _other() -> ec.EllipticCurvePrivateKey:
 def _only(counts: Counter[str], *expected: str) -> None:
     if set(counts) - set(expected):
         raise DemoFailed(f"expected nothing but {', '.join(expected)}: {summary(counts)}")
-
-
-class _Background:
-    """Runs a command beside what is done in its `with` block."""
-
-    def __init__(self, run: Callable[[], subprocess.CompletedProcess[str]]) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self._pool = ThreadPoolExecutor(1)
-        self._future = self._pool.submit(run)
-
-    def __enter__(self) -> _Background:
-        return self
-
-    def result(self) -> subprocess.CompletedProcess[str]:
-        """Wait for its end."""
-        return self._future.result()
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()

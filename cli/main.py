@@ -17,7 +17,16 @@ from typing import Final, NoReturn
 
 from mesh.errors import MeshError
 
-SUBCOMMANDS: Final = ("install", "uninstall", "manifest", "status", "ztunnel", "lab", "demo")
+SUBCOMMANDS: Final = (
+    "install",
+    "uninstall",
+    "manifest",
+    "status",
+    "waypoint",
+    "ztunnel",
+    "lab",
+    "demo",
+)
 
 
 def build_parser(names: Sequence[str] = SUBCOMMANDS) -> argparse.ArgumentParser:

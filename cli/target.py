@@ -92,9 +92,11 @@ class LabTarget:
             raise Unreachable(f"{what}, port {port}: {e}") from e
 
 
-def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which mesh is meant."""
-    parser.add_argument("--name", help="a lab on this machine (default: default, if it is there)")
+def add_target_options(parser: argparse.ArgumentParser, lab: str = "--name") -> None:
+    """Add the options that say which mesh is meant. `lab`: the one that names a lab."""
+    parser.add_argument(
+        lab, metavar="NAME", help="a lab on this machine (default: default, if it is there)"
+    )
     parser.add_argument(
         "--kubeconfig",
         type=Path,
@@ -106,14 +108,23 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
 
 def choose_target(options: argparse.Namespace) -> Target:
     """Find the mesh that is meant; raises MeshError where there is none."""
-    if options.name and (options.kubeconfig or options.context):
-        raise ConfigError("--name is a lab, --kubeconfig and --context are a cluster: give one")
-    if options.name or not (options.kubeconfig or options.context or _is_cluster_meant()):
+    if is_lab_meant(options.name, "--name", options.kubeconfig, options.context):
         return LabTarget(options.name or "default")
     # The API client takes half a second to import, which a lab need not wait for.
     from cli.cluster.target import KubeTarget
 
     return KubeTarget.connect(options.kubeconfig, options.context)
+
+
+def is_lab_meant(lab: str | None, flag: str, kubeconfig: Path | None, context: str | None) -> bool:
+    """Say whether a command is about a lab, not a cluster; raises ConfigError when about both.
+
+    `flag`: the option that names the lab.
+    """
+    is_cluster_named = bool(kubeconfig or context)
+    if lab and is_cluster_named:
+        raise ConfigError(f"{flag} is a lab, --kubeconfig and --context are a cluster: give one")
+    return bool(lab) or not (is_cluster_named or _is_cluster_meant())
 
 
 def _is_cluster_meant() -> bool:

@@ -173,9 +173,13 @@ class Kube:
             if not token:
                 return
 
-    def apply(self, obj: Object, dry_run: bool = False) -> Object:
-        """Server-side apply as ambit-install: our fields are ours, whoever wrote them last."""
-        query = {"fieldManager": INSTALLER, "force": "true", "fieldValidation": "Strict"}
+    def apply(
+        self, obj: Object, dry_run: bool = False, manager: str = INSTALLER, force: bool = True
+    ) -> Object:
+        """Server-side apply; `force`: our fields are ours, whoever wrote them last."""
+        query = {"fieldManager": manager, "fieldValidation": "Strict"}
+        if force:
+            query["force"] = "true"
         if dry_run:
             query["dryRun"] = "All"
         path = self.path(ref(obj))

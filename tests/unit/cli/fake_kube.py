@@ -88,7 +88,9 @@ class FakeKube:
             ):
                 yield copy.deepcopy(obj)
 
-    def apply(self, obj: Object, dry_run: bool = False) -> Object:
+    def apply(
+        self, obj: Object, dry_run: bool = False, manager: str = "", force: bool = True
+    ) -> Object:
         before = self.objects.get(ref(obj).same)
         new = copy.deepcopy(obj)
         if before and "status" in before:
