@@ -39,12 +39,14 @@ cluster: setup   ## a real two-node Kubernetes cluster to try things in (make cl
 cluster-down:    ## remove it
 	@$(PY) -m tests.k8s.cluster down
 
+# The first compares the whole machine, the second has a cluster of its own.
+ALONE = tests/k8s/test_cluster_life.py tests/k8s/test_ipv6_only.py
 test-k8s: setup  ## everything against real Kubernetes, with root
 	@scripts/setup-k8s.sh
 	@$(PY) -m tests.k8s.cluster build
-	$(PY) -m pytest tests/k8s/test_cluster_life.py -m k8s -q  # compares the whole machine: alone
-	$(PY) -m pytest tests/k8s -m k8s -q -n 2 --dist loadfile --no-loadscope-reorder \
-		--ignore tests/k8s/test_cluster_life.py
+	$(PY) -m pytest $(ALONE) -m k8s -q
+	$(PY) -m pytest tests/k8s -m k8s -q -n 2 --dist loadfile --no-loadscope-reorder --durations=20 \
+		$(ALONE:%=--ignore %)
 
 conformance: setup ## the Gateway API's mesh conformance suite; its report goes to docs/conformance
 	@scripts/setup-k8s.sh

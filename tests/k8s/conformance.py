@@ -15,23 +15,13 @@ from typing import Any, Final
 from mesh import __version__
 from tests.k8s.cluster import Cluster, ClusterError, binaries, images
 from tests.k8s.installed import ROOT, ambit, gateway_crds, load_images
+from waypoint.config import features
 
 REPORT: Final = ROOT / "docs" / "conformance" / "mesh.yaml"
 PROFILES: Final = "MESH-HTTP,MESH-GRPC"
 # Every core and every extended feature of meshes (pkg/features/mesh.go of the Gateway API).
 FEATURES: Final = (
-    "Mesh",
-    "MeshClusterIPMatching",
-    "MeshConsumerRoute",
-    "MeshHTTPRouteBackendRequestHeaderModification",
-    "MeshHTTPRouteNamedRouteRule",
-    "MeshHTTPRouteQueryParamMatching",
-    "MeshHTTPRouteRedirectPath",
-    "MeshHTTPRouteRedirectPort",
-    "MeshHTTPRouteRewritePath",
-    "MeshHTTPRouteSchemeRedirect",
-    "HTTPRoute",
-    "GRPCRoute",
+    *features.FEATURES,
     # Not of meshes alone: without them the suite leaves out tests of the features above.
     "HTTPRoute303RedirectStatusCode",
     "HTTPRoute307RedirectStatusCode",

@@ -328,17 +328,45 @@ BAD_REQUEST_AUTHENTICATIONS: Final[list[tuple[Spec, str]]] = [
     ({"selector": {"matchLabels": {"a": "*"}}}, "value_of_a_label_without_wildcards"),
 ]
 
+_GATEWAY: Final = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "waypoint"}
+_ENVOY: Final = {"providers": [{"name": "envoy"}]}
+
+GOOD_TELEMETRIES: Final[list[Spec]] = [
+    {},
+    {"accessLogging": [_ENVOY]},
+    {"accessLogging": [{"disabled": True}]},
+    {"accessLogging": [{**_ENVOY, "filter": {"expression": "response.code >= 400"}}]},
+    {"accessLogging": [{"match": {"mode": "SERVER"}}], "targetRefs": [_GATEWAY]},
+    {"targetRef": _GATEWAY, "tracing": [{"randomSamplingPercentage": 10.0}]},
+    {"metrics": [{**_ENVOY, "overrides": [{"disabled": True}]}]},
+    {"selector": {"matchLabels": {"app": "a"}}, "accessLogging": [_ENVOY]},
+]
+
+BAD_TELEMETRIES: Final[list[tuple[Spec, str]]] = [
+    ({"accessLogging": {}}, "accessLogging"),
+    ({"accessLogging": [{"providers": [{}]}]}, r"providers\[0\].name: Required"),
+    ({"accessLogging": [{"match": {"mode": "BOTH"}}]}, "mode.*supported values"),
+    ({"accessLogging": [{"filter": {"expression": "x" * 1025}}]}, "expression"),
+    ({"accessLogging": [{"disable": True}]}, 'unknown field "spec.accessLogging.0..disable"'),
+    ({"targetRefs": []}, "targetRefs.*at least 1"),
+    ({"targetRefs": [{**_GATEWAY, "namespace": "b"}]}, "another namespace is not supported"),
+    ({"selector": {}, "targetRefs": [_GATEWAY]}, "set one of selector"),
+]
+
 GROUPS: Final = {
+    "Telemetry": "telemetry.istio.io",
     "VirtualService": "networking.istio.io",
     "DestinationRule": "networking.istio.io",
     "RequestAuthentication": "security.istio.io",
 }
 GOOD: Final[dict[str, list[Spec]]] = {
+    "Telemetry": GOOD_TELEMETRIES,
     "VirtualService": GOOD_VIRTUAL_SERVICES,
     "DestinationRule": GOOD_DESTINATION_RULES,
     "RequestAuthentication": GOOD_REQUEST_AUTHENTICATIONS,
 }
 BAD: Final[dict[str, list[tuple[Spec, str]]]] = {
+    "Telemetry": BAD_TELEMETRIES,
     "VirtualService": BAD_VIRTUAL_SERVICES,
     "DestinationRule": BAD_DESTINATION_RULES,
     "RequestAuthentication": BAD_REQUEST_AUTHENTICATIONS,

@@ -171,15 +171,15 @@ class Load:
         return int(done), list(failed)
 
 
-def until(what: str, seen: Callable[[], object], seconds: float = 60) -> None:
-    """Poll; what raises ClusterError is not there yet."""
+def until(what: str, seen: Callable[[], Any], seconds: float = 60, pause: float = 0.3) -> Any:
+    """Poll until something is true, and return it; what raises ClusterError is not there yet."""
     deadline = time.monotonic() + seconds
     last = ""
     while True:
         try:
-            if seen():
-                return
+            if found := seen():
+                return found
         except ClusterError as e:
             last = f" ({e})"
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}{last}"
-        time.sleep(0.3)
+        time.sleep(pause)

@@ -74,7 +74,7 @@ def workload(kind: str, ns: str, name: str, replicas: int = 0, **spec: Any) -> O
 def service(ns: str, name: str, headless: bool = False) -> Object:
     spec: Object = {
         "selector": {"app": name},
-        "ipFamilyPolicy": "RequireDualStack",
+        "ipFamilyPolicy": "PreferDualStack",
         "ports": [{"name": "http", "port": 80, "targetPort": 8080}],
     }
     if headless:

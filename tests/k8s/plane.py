@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from cli.chart.load import Release, load
 from mesh.pb import citadel_pb2, citadel_pb2_grpc
 from tests.k8s import objects
 from tests.k8s.cluster import Cluster
+from tests.k8s.installed import until
 
 NS = "istio-system"
 NAME = "ambit-control-plane"
@@ -34,14 +34,8 @@ _RIGHTS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleB
 
 
 def wait(what: str, condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Wait until something is true; returns it."""
-    end = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
+    """See until; replicas are on this machine, and answer at once."""
+    return until(what, condition, seconds, 0.05)
 
 
 def give_rights(cluster: Cluster) -> None:

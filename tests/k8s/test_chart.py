@@ -228,6 +228,7 @@ def examples() -> list[list[Object]]:
     ]
 
 
+@pytest.mark.timeout(300)
 def test_the_server_takes_every_example(definitions: Cluster) -> None:
     """And every manifest in docs."""
     found = examples()
@@ -244,7 +245,7 @@ def test_the_server_takes_every_example(definitions: Cluster) -> None:
             dry_run(definitions, *group)
         assert sum(map(len, found)) > 30
     finally:
-        definitions.kubectl("delete", *crds, "--timeout=60s")
+        definitions.kubectl("delete", *crds, "--timeout=180s", timeout=200)
         for name in made:
             definitions.kubectl("delete", "namespace", name, "--wait=false")
 
@@ -252,6 +253,7 @@ def test_the_server_takes_every_example(definitions: Cluster) -> None:
 VERSIONS = {
     "security.istio.io": ("v1", "v1beta1"),
     "networking.istio.io": ("v1", "v1beta1", "v1alpha3"),
+    "telemetry.istio.io": ("v1", "v1alpha1"),
 }
 
 
@@ -278,7 +280,7 @@ def test_policies_that_mean_something_are_taken(
         obj["metadata"]["name"] = f"tried-{number}"
         if obj["apiVersion"].startswith(group):
             objects.append(obj)
-    assert len(objects) > 20
+    assert len(objects) > 6
     said = dry_run(definitions, *objects)
     assert said.count("serverside-applied") == len(objects)
 

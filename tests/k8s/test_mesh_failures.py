@@ -98,6 +98,9 @@ def test_a_killed_agent_loses_no_connection_and_captures_what_started_meanwhile(
     until(
         "the pod is captured", lambda: busy.is_captured(busy.cluster.get("pod", "-n", SHOP, "born"))
     )
+    ready = ["--for=condition=Ready", "--timeout=60s"]
+    busy.cluster.kubectl("wait", "-n", SHOP, "pod/born", *ready)
+    until("an answer", lambda: busy.cluster.kubectl("logs", "-n", SHOP, "born").strip())
     assert busy.cluster.kubectl("logs", "-n", SHOP, "born").startswith("web-")
     busy.cluster.kubectl("delete", "-n", SHOP, "pod/born")
     expect_no_failure(running, 100)

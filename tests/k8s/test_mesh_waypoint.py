@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.k8s.installed import AMBIENT, Load, Mesh, until
+from tests.k8s.installed import AMBIENT, Load, Mesh, ambit, until
 from tests.k8s.objects import namespace, pod, service, workload
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(400)]
@@ -119,6 +120,28 @@ def test_a_rollout_under_load_fails_no_request(store: Mesh) -> None:
         done, failed = load.result()
         assert not failed, f"{len(failed)} of {done + len(failed)}: {failed[:5]}"
         assert done > 100
+
+
+def test_the_command_makes_shows_and_deletes_one(store: Mesh) -> None:
+    """Beside the one that is there; of another name, so that no Service uses it."""
+    at = ("-n", STORE)
+    made = ambit(store.cluster, "waypoint", "apply", "--name", "pods", "--for", "workload", *at)
+    assert made.returncode == 0, made.stderr
+    assert "waypoint store/pods created" in made.stdout
+    told = ambit(store.cluster, "waypoint", "status", "pods", "--timeout", "2m", *at)
+    assert told.returncode == 0, told.stdout + told.stderr
+    again = ambit(store.cluster, "waypoint", "apply", "--name", "pods", "--for", "workload", *at)
+    assert "waypoint store/pods unchanged" in again.stdout, again.stderr
+    listed = ambit(store.cluster, "waypoint", "list", "-o", "json", *at)
+    found = {w["name"]: (w["trafficType"], w["programmed"]) for w in json.loads(listed.stdout)}
+    assert found == {"pods": ("workload", "True"), "waypoint": ("service", "True")}
+    missing = ambit(store.cluster, "waypoint", "apply", "-n", "nowhere")
+    assert missing.returncode == 1
+    assert "kubectl create namespace nowhere" in missing.stderr
+    deleted = ambit(store.cluster, "waypoint", "delete", "pods", "-y", *at)
+    assert deleted.returncode == 0, deleted.stderr
+    left = ambit(store.cluster, "waypoint", "list", *at)
+    assert "pods" not in left.stdout
 
 
 def test_without_its_gateway_nothing_goes_around(store: Mesh) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from tests.k8s.cluster import binaries, images
 from tests.k8s.cluster.cluster import Cluster
 from tests.k8s.cluster.errors import ClusterError
-from tests.k8s.cluster.layout import NODES
+from tests.k8s.cluster.layout import FAMILIES, NODES
 
 _SERVICES: Final = ("containerd", "kubelet", "kube-proxy", "kube-apiserver")
 _say: Final[Callable[[str], None]] = partial(print, flush=True)
@@ -26,11 +26,20 @@ def _parser() -> argparse.ArgumentParser:
         description="A real two-node Kubernetes cluster in namespaces of this machine. Needs root.",
     )
     parser.add_argument("--name", default="k8s", help="which cluster [k8s]")
+    parser.set_defaults(families=())  # those that it was started with
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     names = [p.name for p in binaries.ALL]
     build = verbs.add_parser("build", help="build the programs that are not there yet")
     build.add_argument("program", nargs="*", metavar="program", help=f"only of {', '.join(names)}")
-    verbs.add_parser("up", help="start it; an earlier one of that name is removed")
+    up = verbs.add_parser("up", help="start it; an earlier one of that name is removed")
+    up.add_argument(
+        "--family",
+        dest="families",
+        nargs=1,
+        choices=FAMILIES,
+        default=FAMILIES,
+        help="addresses of this family alone [both]",
+    )
     verbs.add_parser("down", help="remove it")
     verbs.add_parser("status", help="nodes and pods")
     verbs.add_parser("env", help="lines for a shell: KUBECONFIG and PATH")
@@ -68,7 +77,7 @@ def main() -> int:
         return 0
     if os.geteuid():
         raise ClusterError("root is needed: namespaces, mounts and control groups are made")
-    cluster = Cluster(args.name)
+    cluster = Cluster(args.name, args.families)
     if args.verb not in ("up", "down", "env") and not cluster.layout.kubeconfig.exists():
         raise ClusterError(f"cluster {args.name} is not up: make cluster, or --name NAME up")
     _VERBS[args.verb](cluster, args)

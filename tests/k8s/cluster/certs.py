@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.k8s.cluster.layout import CP_V4, CP_V6, KUBERNETES_VIP, Layout
+from tests.k8s.cluster.layout import CP, KUBERNETES_VIPS, Layout
 
 _SERVER_NAMES = (
     "localhost",
@@ -34,7 +34,7 @@ def make(layout: Layout) -> None:
         "apiserver",
         "kube-apiserver",
         [],
-        (*_SERVER_NAMES, "127.0.0.1", CP_V4, CP_V6, KUBERNETES_VIP),
+        (*_SERVER_NAMES, "127.0.0.1", *CP, *KUBERNETES_VIPS),
     )
     ca.issue("apiserver-kubelet", "kube-apiserver-kubelet-client", ["system:masters"])
     ca.issue("front", "front-proxy-client", [])

@@ -14,7 +14,7 @@ from typing import Any
 from tests.k8s.cluster import binaries, certs, images, network
 from tests.k8s.cluster.control_plane import ControlPlane
 from tests.k8s.cluster.errors import ClusterError
-from tests.k8s.cluster.layout import Layout
+from tests.k8s.cluster.layout import FAMILIES, Layout
 from tests.k8s.cluster.locks import exclusive
 from tests.k8s.cluster.node import Node
 from tests.k8s.cluster.processes import run
@@ -24,10 +24,11 @@ class Cluster:
     """One cluster by name; several can stand side by side.
 
     The first node runs the machine's containerd 1.x (Debian's 1.6), the second containerd 2.3.
+    families: of addresses; by default those that it was started with, else both.
     """
 
-    def __init__(self, name: str = "k8s") -> None:
-        self.layout = Layout.of(name)
+    def __init__(self, name: str = "k8s", families: Sequence[str] = ()) -> None:
+        self.layout = Layout.of(name, families or _families(name))
         self.control_plane = ControlPlane(self.layout)
         self.nodes = {n.name: Node(self.layout, n) for n in self.layout.nodes}
 
@@ -55,6 +56,7 @@ class Cluster:
             say(f"{time.monotonic() - started:5.1f} s  {what}")
 
         self.layout.root.mkdir(parents=True)
+        _families_file(self.layout).write_text(" ".join(self.layout.families))
         certs.make(self.layout)
         network.make(self.layout)
         with ThreadPoolExecutor() as pool:  # nodes boot while the API server starts
@@ -129,3 +131,15 @@ class Cluster:
     def run_beside(self, *command: str, timeout: float = 600) -> str:
         """Run a command in the control plane's network namespace, which reaches every address."""
         return run(command, self.control_plane.place, timeout=timeout)
+
+
+def _families_file(layout: Layout) -> Path:
+    return layout.root / "families"
+
+
+def _families(name: str) -> Sequence[str]:
+    """Read which families a cluster that is up has; both, if there is none."""
+    try:
+        return _families_file(Layout.of(name)).read_text().split() or FAMILIES
+    except OSError:
+        return FAMILIES

@@ -9,14 +9,13 @@ import yaml
 
 from tests.k8s.cluster.layout import (
     API_PORT,
-    CP_V4,
-    DNS_VIP,
     DOMAIN,
     ETCD_PORT,
     POD_CIDRS,
     SERVICE_CIDRS,
     Layout,
     NodeLayout,
+    chosen,
 )
 
 CONTAINERD_SOCKET: Final = "/run/containerd/containerd.sock"
@@ -45,7 +44,7 @@ def apiserver(layout: Layout) -> list[str]:
     return [
         f"--etcd-servers=http://127.0.0.1:{ETCD_PORT}",
         "--bind-address=::",
-        f"--advertise-address={CP_V4}",
+        f"--advertise-address={layout.cp}",
         f"--secure-port={API_PORT}",
         f"--tls-cert-file={pki}/apiserver.crt",
         f"--tls-private-key-file={pki}/apiserver.key",
@@ -66,7 +65,7 @@ def apiserver(layout: Layout) -> list[str]:
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
-        f"--service-cluster-ip-range={SERVICE_CIDRS}",
+        f"--service-cluster-ip-range={','.join(layout.of_families(SERVICE_CIDRS))}",
         "--v=1",
     ]
 
@@ -82,7 +81,7 @@ def controller_manager(layout: Layout) -> list[str]:
         f"--cluster-signing-key-file={pki}/ca.key",
         "--use-service-account-credentials=true",
         "--allocate-node-cidrs=false",
-        f"--cluster-cidr={POD_CIDRS}",
+        f"--cluster-cidr={','.join(layout.of_families(POD_CIDRS))}",
         "--leader-elect=false",
         "--node-monitor-grace-period=20s",
         "--v=1",
@@ -97,7 +96,7 @@ def scheduler(layout: Layout) -> list[str]:
 def corefile(layout: Layout) -> str:
     """The Corefile of cluster DNS."""
     return f"""{DOMAIN}:53 in-addr.arpa:53 ip6.arpa:53 {{
-    bind {CP_V4}
+    bind {layout.cp}
     errors
     kubernetes {DOMAIN} in-addr.arpa ip6.arpa {{
         kubeconfig {layout.pki}/coredns.kubeconfig {layout.name}
@@ -108,7 +107,7 @@ def corefile(layout: Layout) -> str:
 """
 
 
-def dns_objects() -> list[dict[str, Any]]:
+def dns_objects(layout: Layout) -> list[dict[str, Any]]:
     """The Service that pods ask, and where CoreDNS listens behind it."""
     ports = [
         {"name": "dns", "port": 53, "protocol": "UDP"},
@@ -120,30 +119,30 @@ def dns_objects() -> list[dict[str, Any]]:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": meta,
-            "spec": {"clusterIP": DNS_VIP, "ports": ports},
+            "spec": {"clusterIP": layout.dns_vip, "ports": ports},
         },
         {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
             "metadata": {**meta, "labels": {"kubernetes.io/service-name": "kube-dns"}},
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [CP_V4], "conditions": {"ready": True}}],
+            "addressType": "IPv6" if ":" in layout.cp else "IPv4",
+            "endpoints": [{"addresses": [layout.cp], "conditions": {"ready": True}}],
             "ports": ports,
         },
     ]
 
 
 def cni(node: NodeLayout) -> str:
-    """The primary network: routed veths, addresses of both families, host ports."""
-    v4, v6 = node.pod_cidrs
+    """The primary network: routed veths, addresses of its families, host ports."""
+    routes = chosen(node.families, ("0.0.0.0/0", "::/0"))
     ptp = {
         "type": "ptp",
         "ipMasq": False,
         "mtu": 1500,
         "ipam": {
             "type": "host-local",
-            "ranges": [[{"subnet": v4}], [{"subnet": v6}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            "ranges": [[{"subnet": cidr}] for cidr in node.pod_cidrs],
+            "routes": [{"dst": all_of_it} for all_of_it in routes],
         },
     }
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
@@ -202,9 +201,8 @@ state = "/run/containerd"
 """
 
 
-def kubelet(node: NodeLayout) -> str:
+def kubelet(layout: Layout) -> str:
     """KubeletConfiguration."""
-    pki = node.root.parent / "pki"
     found = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -214,11 +212,11 @@ def kubelet(node: NodeLayout) -> str:
         "authentication": {
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
-            "x509": {"clientCAFile": f"{pki}/ca.crt"},
+            "x509": {"clientCAFile": f"{layout.pki}/ca.crt"},
         },
         "authorization": {"mode": "Webhook"},
         "clusterDomain": DOMAIN,
-        "clusterDNS": [DNS_VIP],
+        "clusterDNS": [layout.dns_vip],
         "failSwapOn": False,
         "oomScoreAdj": 0,
         "enforceNodeAllocatable": ["pods"],
@@ -253,7 +251,7 @@ def kube_proxy(node: NodeLayout) -> str:
             "kind": "KubeProxyConfiguration",
             "mode": "nftables",
             "clientConnection": {"kubeconfig": f"{pki}/proxy.kubeconfig"},
-            "clusterCIDR": POD_CIDRS,
+            "clusterCIDR": ",".join(chosen(node.families, POD_CIDRS)),
             "hostnameOverride": node.name,
             "oomScoreAdj": 0,
             "conntrack": {

@@ -35,7 +35,7 @@ class ControlPlane:
         self.start_apiserver()
         self._run(self._controllers, config.controller_manager(self.layout))
         self._run(self._scheduler, config.scheduler(self.layout))
-        self.apply(*config.dns_objects())
+        self.apply(*config.dns_objects(self.layout))
         corefile = self.layout.root / "Corefile"
         corefile.write_text(config.corefile(self.layout))
         self._run(self._dns, ["-conf", str(corefile)])

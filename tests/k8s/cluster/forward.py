@@ -1,6 +1,6 @@
 """The API server on this machine's loopback: a port here, connections into the cluster's namespace.
 
-Runs as a process of its own, `python -m tests.k8s.cluster.forward NETNS PORT-FILE`.
+Runs as a process of its own, `python -m tests.k8s.cluster.forward NETNS ADDRESS PORT-FILE`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import asyncio
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from mesh.netns import enter
-from tests.k8s.cluster.layout import API_PORT, CP_V4, Layout
+from tests.k8s.cluster.layout import API_PORT, Layout
 from tests.k8s.cluster.processes import Part, Place, wait_until
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
@@ -39,7 +40,14 @@ class Forward:
             return
         self._file.unlink(missing_ok=True)
         place = Place((self._layout.cp_cgroup,), "")
-        words = [sys.executable, "-m", __name__, self._layout.cp_netns, str(self._file)]
+        words = [
+            sys.executable,
+            "-m",
+            __name__,
+            self._layout.cp_netns,
+            self._layout.cp,
+            str(self._file),
+        ]
         self._part.start(place, words, {"PYTHONPATH": str(_REPOSITORY)})
         wait_until("the forward listens", 10, self._file.exists, self._part)
         admin = self._layout.kubeconfig
@@ -52,11 +60,11 @@ class Forward:
         self._part.stop()
 
 
-async def _serve(netns: str, file: Path) -> None:
+async def _serve(netns: str, address: str, file: Path) -> None:
     listener = socket.create_server(("127.0.0.1", 0))  # made here, in the machine's namespace
     fd = os.open(f"/run/netns/{netns}", os.O_RDONLY)
     enter(fd)
-    server = await asyncio.start_server(_relay, sock=listener)
+    server = await asyncio.start_server(partial(_relay, address), sock=listener)
     unfinished = file.with_suffix(".new")
     unfinished.write_text(str(listener.getsockname()[1]))
     unfinished.rename(file)
@@ -64,9 +72,9 @@ async def _serve(netns: str, file: Path) -> None:
         await server.serve_forever()
 
 
-async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _relay(address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        far_reader, far_writer = await asyncio.open_connection(CP_V4, API_PORT)
+        far_reader, far_writer = await asyncio.open_connection(address, API_PORT)
     except OSError:
         writer.close()
         return
@@ -85,4 +93,4 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1], Path(sys.argv[2])))
+    asyncio.run(_serve(sys.argv[1], sys.argv[2], Path(sys.argv[3])))

@@ -5,12 +5,15 @@ Every cluster has its own namespaces, so all have the same addresses:
     <name>-cp    10.88.0.1    fd00:10:88::1     etcd, API server, controllers, CoreDNS; the bridge
     <name>-n1    10.88.0.11   fd00:10:88::11    pods 10.89.1.0/24, fd00:10:89:1::/64
     <name>-n2    10.88.0.12   fd00:10:88::12    pods 10.89.2.0/24, fd00:10:89:2::/64
+
+A cluster of one family alone has those of that family.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,13 +21,13 @@ from typing import Final
 from tests.k8s.cluster.errors import ClusterError
 
 NODES: Final = ("n1", "n2")
-CP_V4: Final = "10.88.0.1"
-CP_V6: Final = "fd00:10:88::1"
-NODE_PREFIX_V4: Final = "10.88.0.0/24"
-POD_CIDRS: Final = "10.89.0.0/16,fd00:10:89::/48"
-SERVICE_CIDRS: Final = "10.96.0.0/16,fd00:10:96::/112"
-KUBERNETES_VIP: Final = "10.96.0.1"
-DNS_VIP: Final = "10.96.0.10"
+FAMILIES: Final = ("ipv4", "ipv6")  # the order of all that follow
+CP: Final = ("10.88.0.1", "fd00:10:88::1")
+NODE_PREFIXES: Final = ("10.88.0.0/24", "fd00:10:88::/64")
+POD_CIDRS: Final = ("10.89.0.0/16", "fd00:10:89::/48")
+SERVICE_CIDRS: Final = ("10.96.0.0/16", "fd00:10:96::/112")
+KUBERNETES_VIPS: Final = ("10.96.0.1", "fd00:10:96::1")
+DNS_VIPS: Final = ("10.96.0.10", "fd00:10:96::a")
 DOMAIN: Final = "cluster.local"
 API_PORT: Final = 6443
 ETCD_PORT: Final = 2379
@@ -35,14 +38,14 @@ _NODES_OWN: Final = ("/run", "/etc", "/opt", "/var/lib", "/var/log", "/proc", "/
 
 def cache() -> Path:
     """Where binaries and images are kept between runs."""
-    chosen = Path(os.environ.get("AMBIT_CACHE") or Path.home() / ".cache" / "ambit")
-    return _seen_by_nodes(chosen, "AMBIT_CACHE") / "k8s"
+    folder = Path(os.environ.get("AMBIT_CACHE") or Path.home() / ".cache" / "ambit")
+    return _seen_by_nodes(folder, "AMBIT_CACHE") / "k8s"
 
 
 def clusters() -> Path:
     """The folder of all clusters."""
-    chosen = Path(os.environ.get("AMBIT_CLUSTERS") or "/var/tmp/ambit-k8s")
-    return _seen_by_nodes(chosen, "AMBIT_CLUSTERS")
+    folder = Path(os.environ.get("AMBIT_CLUSTERS") or "/var/tmp/ambit-k8s")
+    return _seen_by_nodes(folder, "AMBIT_CLUSTERS")
 
 
 def _seen_by_nodes(folder: Path, variable: str) -> Path:
@@ -63,18 +66,21 @@ class NodeLayout:
     name: str
     number: int
     root: Path
+    families: Sequence[str] = FAMILIES
 
     @property
     def netns(self) -> str:
         return f"{self.cluster}-{self.name}"
 
     @property
-    def addresses(self) -> tuple[str, str]:
-        return f"10.88.0.{10 + self.number}", f"fd00:10:88::{10 + self.number}"
+    def addresses(self) -> tuple[str, ...]:
+        both = f"10.88.0.{10 + self.number}", f"fd00:10:88::{10 + self.number}"
+        return chosen(self.families, both)
 
     @property
-    def pod_cidrs(self) -> tuple[str, str]:
-        return f"10.89.{self.number}.0/24", f"fd00:10:89:{self.number}::/64"
+    def pod_cidrs(self) -> tuple[str, ...]:
+        both = f"10.89.{self.number}.0/24", f"fd00:10:89:{self.number}::/64"
+        return chosen(self.families, both)
 
     @property
     def disk(self) -> Path:
@@ -103,13 +109,14 @@ class Layout:
 
     name: str
     root: Path
+    families: Sequence[str] = FAMILIES
 
     @classmethod
-    def of(cls, name: str) -> Layout:
+    def of(cls, name: str, families: Sequence[str] = FAMILIES) -> Layout:
         """The layout of a cluster; raises ClusterError for a name that cannot be one."""
         if not re.fullmatch(r"[a-z][a-z0-9]{0,7}", name):
             raise ClusterError(f"--name {name}: 1 to 8 lower-case letters and digits are needed")
-        return cls(name, clusters() / name)
+        return cls(name, clusters() / name, families)
 
     @property
     def lock(self) -> Path:
@@ -135,16 +142,35 @@ class Layout:
     @property
     def nodes(self) -> tuple[NodeLayout, ...]:
         return tuple(
-            NodeLayout(self.name, n, i, self.root / n) for i, n in enumerate(NODES, start=1)
+            NodeLayout(self.name, n, i, self.root / n, self.families)
+            for i, n in enumerate(NODES, start=1)
         )
 
     @property
     def cp_cgroup(self) -> Path:
         return hierarchies()[0] / f"{self.name}-cp"
 
+    def of_families(self, both: tuple[str, str]) -> tuple[str, ...]:
+        """Choose from a pair of an IPv4 and an IPv6 address or network."""
+        return chosen(self.families, both)
+
+    @property
+    def cp(self) -> str:
+        """Where the API server and cluster DNS are: in the first of the families."""
+        return self.of_families(CP)[0]
+
+    @property
+    def dns_vip(self) -> str:
+        return self.of_families(DNS_VIPS)[0]
+
     @property
     def server(self) -> str:
-        return f"https://{CP_V4}:{API_PORT}"
+        return f"https://{f'[{self.cp}]' if ':' in self.cp else self.cp}:{API_PORT}"
+
+
+def chosen(families: Sequence[str], both: tuple[str, str]) -> tuple[str, ...]:
+    """Choose from a pair of an IPv4 and an IPv6 address or network."""
+    return tuple(one for family, one in zip(FAMILIES, both, strict=True) if family in families)
 
 
 def hierarchies(top: Path = CGROUP) -> tuple[Path, ...]:

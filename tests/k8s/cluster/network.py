@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterable
 
-from tests.k8s.cluster.layout import CP_V4, CP_V6, Layout, NodeLayout
+from tests.k8s.cluster.layout import CP, Layout, NodeLayout
 from tests.k8s.cluster.processes import run
 
 _FORWARD = (
@@ -24,8 +24,7 @@ def make(layout: Layout) -> None:
         netns,
         [
             "link add br0 type bridge",
-            f"addr add {CP_V4}/24 dev br0",
-            f"addr add {CP_V6}/64 dev br0 nodad",
+            *(_address(one, "br0") for one in layout.of_families(CP)),
             "link set br0 up",
         ],
     )
@@ -36,23 +35,20 @@ def make(layout: Layout) -> None:
 def add_node(layout: Layout, node: NodeLayout) -> None:
     """The node's namespace, wired to the bridge, with routes to the other nodes' pods."""
     _add_netns(node.netns)
-    v4, v6 = node.addresses
     port = _port(node)
     run(["ip", "link", "add", port, "netns", layout.cp_netns, "type", "veth", "peer", "name",
          "eth0", "netns", node.netns])  # fmt: skip
     _ip(layout.cp_netns, [f"link set {port} master br0 up"])
     # A network card keeps its address over a reboot; neighbours would else send to the former one
     # for half a minute.
-    mac = "02:00:" + ":".join(f"{int(part):02x}" for part in v4.split("."))
+    mac = f"02:00:00:00:00:{10 + node.number:02x}"
     _ip(
         node.netns,
         [
             f"link set eth0 address {mac}",
-            f"addr add {v4}/24 dev eth0",
-            f"addr add {v6}/64 dev eth0 nodad",
+            *(_address(one, "eth0") for one in node.addresses),
             "link set eth0 up",
-            f"route add default via {CP_V4}",
-            f"route add default via {CP_V6}",
+            *(f"route add default via {one}" for one in layout.of_families(CP)),
             *[
                 f"route add {cidr} via {via}"
                 for other in layout.nodes
@@ -78,6 +74,12 @@ def remove(names: Iterable[str]) -> None:
 def _port(node: NodeLayout) -> str:
     """The bridge's end of the node's wire."""
     return f"to-{node.name}"
+
+
+def _address(address: str, device: str) -> str:
+    """Add an address of the fabric."""
+    is_v6 = ":" in address
+    return f"addr add {address}/{64 if is_v6 else 24} dev {device}{' nodad' if is_v6 else ''}"
 
 
 def _routes(node: NodeLayout) -> list[tuple[str, str]]:

@@ -176,7 +176,7 @@ class Node:
             if not target.exists():
                 shutil.copy2(plugin, target)
         (node.root / "containerd.toml").write_text(config.containerd(self._v2))
-        (node.root / "kubelet.yaml").write_text(config.kubelet(node))
+        (node.root / "kubelet.yaml").write_text(config.kubelet(self.layout))
         (node.root / "kube-proxy.yaml").write_text(config.kube_proxy(node))
 
     def _make_cgroups(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 
 import pytest
 import yaml
 
-from tests.k8s.cluster import config, layout
+from tests.k8s.cluster import config
 from tests.k8s.cluster.layout import Layout
 
 LAYOUT = Layout.of("k8s")
@@ -61,9 +62,9 @@ def test_both_runtimes_are_where_daemonsets_look(is_v2: bool) -> None:
 
 
 def test_a_kubelet_finds_its_runtime_dns_and_cluster() -> None:
-    found = yaml.safe_load(config.kubelet(NODE))
+    found = yaml.safe_load(config.kubelet(LAYOUT))
     assert found["containerRuntimeEndpoint"] == f"unix://{config.CONTAINERD_SOCKET}"
-    assert found["clusterDNS"] == [layout.DNS_VIP]
+    assert found["clusterDNS"] == [LAYOUT.dns_vip]
     assert found["authentication"]["anonymous"] == {"enabled": False}
     given = flags(config.kubelet_args(NODE))
     assert given["node-ip"] == "10.88.0.12,fd00:10:88::12"
@@ -77,9 +78,26 @@ def test_kube_proxy_sets_nothing_of_the_whole_machine() -> None:
 
 
 def test_dns_is_a_service_with_the_endpoint_that_the_server_listens_at() -> None:
-    service, slice_ = config.dns_objects()
-    assert service["spec"]["clusterIP"] == layout.DNS_VIP
+    service, slice_ = config.dns_objects(LAYOUT)
+    assert service["spec"]["clusterIP"] == LAYOUT.dns_vip
     assert "selector" not in service["spec"]
-    assert slice_["endpoints"][0]["addresses"] == [layout.CP_V4]
-    assert f"bind {layout.CP_V4}" in config.corefile(LAYOUT)
+    assert slice_["endpoints"][0]["addresses"] == [LAYOUT.cp]
+    assert f"bind {LAYOUT.cp}" in config.corefile(LAYOUT)
     assert slice_["metadata"]["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]
+
+
+def test_a_cluster_of_ipv6_is_told_no_ipv4_but_loopback() -> None:
+    only = Layout.of("k8s", ("ipv6",))
+    node = only.nodes[1]
+    told = [
+        *config.apiserver(only),
+        *config.controller_manager(only),
+        *config.kubelet_args(node),
+        *(config.corefile(only), config.kubelet(only), config.kube_proxy(node), config.cni(node)),
+        json.dumps(config.dns_objects(only)),
+        only.server,
+    ]
+    assert set(re.findall(r"\d+\.\d+\.\d+\.\d+", " ".join(told))) == {"127.0.0.1"}
+    assert only.server == "https://[fd00:10:88::1]:6443"
+    assert '"addressType": "IPv6"' in told[-2]
+    assert flags(config.kubelet_args(node))["node-ip"] == "fd00:10:88::12"

@@ -65,7 +65,7 @@ def test_folders_are_taken_from_the_environment(
 
 def test_networks_of_a_cluster_do_not_overlap() -> None:
     found = Layout.of("k8s")
-    networks = [layout.NODE_PREFIX_V4, *layout.SERVICE_CIDRS.split(",")]
+    networks = [*layout.NODE_PREFIXES, *layout.SERVICE_CIDRS]
     for node in found.nodes:
         networks += node.pod_cidrs
     parsed = [ipaddress.ip_network(n) for n in networks]
@@ -74,15 +74,29 @@ def test_networks_of_a_cluster_do_not_overlap() -> None:
 
 
 def test_nodes_addresses_and_pods_are_where_the_parts_are_told() -> None:
-    v4, v6 = layout.POD_CIDRS.split(",")
-    nodes = ipaddress.ip_network(layout.NODE_PREFIX_V4)
-    services = ipaddress.ip_network(layout.SERVICE_CIDRS.split(",")[0])
+    v4, v6 = layout.POD_CIDRS
+    nodes, services = (
+        [ipaddress.ip_network(n) for n in both]
+        for both in (layout.NODE_PREFIXES, layout.SERVICE_CIDRS)
+    )
     for node in Layout.of("k8s").nodes:
-        assert ipaddress.ip_address(node.addresses[0]) in nodes
+        for address, network in zip(node.addresses, nodes, strict=True):
+            assert ipaddress.ip_address(address) in network
         assert ipaddress.IPv4Network(node.pod_cidrs[0]).subnet_of(ipaddress.IPv4Network(v4))
         assert ipaddress.IPv6Network(node.pod_cidrs[1]).subnet_of(ipaddress.IPv6Network(v6))
-    for vip in (layout.KUBERNETES_VIP, layout.DNS_VIP):
-        assert ipaddress.ip_address(vip) in services
+    for vips in (layout.KUBERNETES_VIPS, layout.DNS_VIPS):
+        for vip, network in zip(vips, services, strict=True):
+            assert ipaddress.ip_address(vip) in network
+
+
+def test_a_cluster_of_one_family_has_the_addresses_of_that_family() -> None:
+    both = Layout.of("k8s")
+    for i, family in enumerate(layout.FAMILIES):
+        only = Layout.of("k8s", (family,))
+        assert (only.cp, only.dns_vip) == (layout.CP[i], layout.DNS_VIPS[i])
+        for mine, theirs in zip(only.nodes, both.nodes, strict=True):
+            assert mine.addresses == (theirs.addresses[i],)
+            assert mine.pod_cidrs == (theirs.pod_cidrs[i],)
 
 
 def test_clusters_share_no_name() -> None:
