@@ -30,6 +30,9 @@ _T = "type.googleapis.com/envoy."
 _FILTERS = _T + "extensions.filters"
 VIP = "10.96.0.1"
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
+# Ports served at once. Envoy watches the file of each one's routes with an inotify instance, of
+# which a user has 128 (fs.inotify.max_user_instances), and what was replaced a while longer.
+PORTS = 32
 
 
 def _any(type_name: str, **fields: Any) -> Proto:
@@ -84,7 +87,7 @@ class Caller:
 
 @dataclass
 class Rig:
-    """A running Envoy; `put` gives a destination port its Security."""
+    """A running Envoy; `put` gives a destination port its Security, and forgets the oldest."""
 
     folder: Path
     echo: int
@@ -98,6 +101,8 @@ class Rig:
     def put(self, port: int, security: Security, tcp: bool = False) -> None:
         """Serve a destination port with this Security; returns when Envoy has it."""
         old = self.chains.get(port)
+        if old is None and len(self.chains) == PORTS:
+            del self.chains[next(iter(self.chains))]
         self.chains[port] = (security, tcp)
         if not tcp:
             self._write(f"rds-{port}.json", [self._routes(port, security)])
