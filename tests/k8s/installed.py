@@ -85,7 +85,14 @@ class Mesh:
     def wait_ready(self, ns: str, seconds: float = 90) -> None:
         """Until every pod of a namespace that should run is Ready."""
         self.cluster.kubectl(
-            "wait", "-n", ns, "--for=condition=Ready", "pod", "--all", f"--timeout={seconds:.0f}s"
+            "wait",
+            "-n",
+            ns,
+            "--for=condition=Ready",
+            "pod",
+            "--all",
+            f"--timeout={seconds:.0f}s",
+            timeout=seconds + 30,
         )
 
     def agent_pod(self, node: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -124,52 +125,68 @@ def test_a_restarted_agent_daemonset_loses_no_new_connection(busy: Mesh) -> None
     expect_no_failure(running, 100)
 
 
-def start_loops(busy: Mesh, seconds: int) -> None:
-    """Loops of requests as pods of their own: an exec ends with the API server or containerd."""
+@contextlib.contextmanager
+def loops(busy: Mesh, seconds: int, at_least: int) -> Iterator[None]:
+    """Requests from pods of their own, since an exec ends with the API server or containerd.
+
+    They begin before the block, may outlast it, and none may fail.
+    """
     command = ["python3", "-c", Load.SCRIPT, "web", str(seconds)]
     spec = {"restartPolicy": "Never", "containers": [container(command)]}
-    busy.cluster.apply(*[pod(SHOP, name, name[-2:], **spec) for name in LOOPS])
-    started = ["--for=jsonpath={.status.phase}=Running", "--timeout=60s"]
-    busy.cluster.kubectl("wait", "-n", SHOP, *[f"pod/{n}" for n in LOOPS], *started)
-
-
-def end_loops(busy: Mesh, at_least: int) -> None:
-    """Expect that no request failed."""
+    named = [f"pod/{name}" for name in LOOPS]
+    running = ["--for=jsonpath={.status.phase}=Running", "--timeout=60s"]
     over = ["--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"]
-    for name in LOOPS:
-        wait = partial(busy.cluster.kubectl, "wait", "-n", SHOP, f"pod/{name}", *over)
-        until("the loop is over", wait, 120)
-        good, failed = json.loads(busy.cluster.kubectl("logs", "-n", SHOP, name))
-        assert not failed, f"{len(failed)} of {good + len(failed)}: {failed[:5]}"
-        assert good > at_least
-    busy.cluster.kubectl("delete", "-n", SHOP, *[f"pod/{name}" for name in LOOPS])
+    busy.cluster.apply(*[pod(SHOP, name, name[-2:], **spec) for name in LOOPS])
+    try:
+        busy.cluster.kubectl("wait", "-n", SHOP, *named, *running)
+        yield
+        for name in named:
+            until(
+                "the loop is over",
+                partial(busy.cluster.kubectl, "wait", "-n", SHOP, name, *over),
+                120,
+            )
+            good, failed = json.loads(busy.cluster.kubectl("logs", "-n", SHOP, name))
+            assert not failed, f"{len(failed)} of {good + len(failed)}: {failed[:5]}"
+            assert good > at_least
+    finally:
+        busy.cluster.kubectl("delete", "-n", SHOP, "--grace-period=1", *named)
+
+
+def expect_new_pods(busy: Mesh, seconds: float) -> None:
+    """Expect that each node starts one, captured."""
+    new = [f"new-{node}" for node in busy.cluster.nodes]
+    busy.cluster.apply(*[pod(SHOP, name, name[-2:]) for name in new])
+    busy.wait_ready(SHOP, seconds)
+    busy.wait_captured(SHOP)
+    busy.cluster.kubectl("delete", "-n", SHOP, "--grace-period=1", *[f"pod/{name}" for name in new])
 
 
 def test_a_minute_without_the_api_server(busy: Mesh) -> None:
     """Traffic goes on; what is changed afterwards holds soon."""
-    start_loops(busy, 75)
-    busy.cluster.control_plane.stop_apiserver()
-    time.sleep(60)
-    busy.cluster.control_plane.start_apiserver()
     deny = {"from": [{"source": {"principals": ["cluster.local/ns/shop/sa/nobody"]}}]}
-    busy.cluster.apply(policy("AuthorizationPolicy", "after", action="DENY", rules=[deny]))
 
     def accepted() -> bool:
         found = busy.cluster.get("authorizationpolicy", "-n", SHOP, "after")
         return "ZtunnelAccepted" in str(found.get("status"))
 
-    # A stopping API server takes its address from the Service; kube-proxy is as slow as anybody in
-    # finding it again.
-    until("the control plane sees changes again", accepted, 120)
-    busy.cluster.kubectl("delete", "-n", SHOP, "authorizationpolicy/after")
-    end_loops(busy, 300)
+    with loops(busy, 75, 300):
+        with busy.cluster.control_plane.without_apiserver():
+            time.sleep(60)
+        busy.cluster.apply(policy("AuthorizationPolicy", "after", action="DENY", rules=[deny]))
+        # A stopping API server takes its address from the Service; kube-proxy is as slow as anybody
+        # in finding it again.
+        until("the control plane sees changes again", accepted, 120)
+        busy.cluster.kubectl("delete", "-n", SHOP, "authorizationpolicy/after")
+    # A kubelet asks again only after 30 to 60 s (client-go's longest pause and its jitter).
+    expect_new_pods(busy, 150)
 
 
 def test_a_restarted_containerd(busy: Mesh) -> None:
-    start_loops(busy, 20)
-    for node in busy.cluster.nodes.values():
-        node.restart_containerd()
-    end_loops(busy, 100)
+    with loops(busy, 20, 100):
+        for node in busy.cluster.nodes.values():
+            node.restart_containerd()
+    expect_new_pods(busy, 90)
 
 
 def test_a_rebooted_node_has_every_pod_captured_before_its_first_connection(busy: Mesh) -> None:
