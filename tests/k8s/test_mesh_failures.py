@@ -179,7 +179,7 @@ def test_a_minute_without_the_api_server(busy: Mesh) -> None:
         until("the control plane sees changes again", accepted, 120)
         busy.cluster.kubectl("delete", "-n", SHOP, "authorizationpolicy/after")
     # A kubelet asks again only after 30 to 60 s (client-go's longest pause and its jitter).
-    expect_new_pods(busy, 150)
+    expect_new_pods(busy, 240)
 
 
 def test_a_restarted_containerd(busy: Mesh) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.k8s.cluster import Cluster, ClusterError
 from tests.k8s.cluster.layout import hierarchies
+from tests.k8s.installed import until
 from tests.k8s.objects import container, namespace, pod, service, web, workload
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(180)]
@@ -57,30 +56,24 @@ def servers(plain: Cluster, url: str) -> set[str]:
     return {line.split()[0] for line in answers.splitlines()}
 
 
+def expect_both(plain: Cluster, url: str) -> None:
+    """Expect the server of each node to answer, once each kube-proxy knows both."""
+    until("both servers answer", lambda: len(servers(plain, url)) == 2)
+
+
 def host(address: str) -> str:
     """An address as URLs have it."""
     return f"[{address}]" if ":" in address else address
 
 
-def until(what: str, seen: Callable[[], object], seconds: float = 60) -> object:
-    """Poll; what raises ClusterError is not there yet."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(ClusterError):
-            if value := seen():
-                return value
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.2)
-
-
 def test_a_service_answers_by_name_from_both_nodes(plain: Cluster) -> None:
-    assert len(servers(plain, "http://web")) == 2
+    expect_both(plain, "http://web")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_service_answers_at_the_address_of_each_family(plain: Cluster, family: str) -> None:
     vip = plain.get("service", "-n", NS, "web")["spec"]["clusterIPs"][FAMILIES.index(family)]
-    assert len(servers(plain, f"http://{host(vip)}")) == 2
+    expect_both(plain, f"http://{host(vip)}")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
