@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -170,7 +171,7 @@ class Worker:
             self.replies.append(message)
 
     def send(self, message: Any, fds: Iterable[int] = ()) -> None:
-        with self._lock:
+        with self._lock, contextlib.suppress(ChannelClosed):  # noticed where it is read
             self.channel.send(message, fds)
 
     def add_pod(
